@@ -1,0 +1,163 @@
+"""The notebooks: each runs in its own kernel, reads well, and what is made from it is in step."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import v4
+from tidy import KERNEL, NOTEBOOKS, ROOT, WIDGET, directives, origin, tree, untidy
+
+ROOMS = [path for path in NOTEBOOKS if path.stem != "index"]
+LIMIT_S = 240
+ANSWER = {"collapsed": True, "jupyter": {"source_hidden": True}}
+MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(home|root|tmp|work|Users|mnt|opt|content)/\w+")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_room = pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.stem)
+
+
+def cells(path, kind=None):
+    """The notebook's cells as the file has them, all or of one kind."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if kind in (None, cell["cell_type"])]
+
+
+def code_lines(cell):
+    """What a reader counts: neither blank lines nor directives."""
+    lines = "".join(cell["source"]).splitlines()
+    return [line for line in lines if line.strip() and not re.match(r"\s*#\s*\|", line)]
+
+
+def test_there_are_notebooks():
+    assert ROOMS and (ROOT / "nbs/index.ipynb") in NOTEBOOKS
+
+
+def as_exported(cell, path):
+    """An exported cell as code that counts as its module's lines, where coverage looks for them."""
+    module = ROOT / f"bt_adapter/{re.sub(r'^[0-9]+_', '', path.stem)}.py"
+    before, mark, _ = module.read_text(encoding="utf-8").partition(f".ipynb #{cell['id']}\n")
+    assert mark, "python tests/tidy.py exports the notebooks"
+    code = re.sub(r"^#\s*\|.*\n", "", cell["source"], flags=re.M)
+    code = "\n" * (before.count("\n") + 1) + code
+    return f"exec(compile({code!r}, {str(module)!r}, 'exec'))"
+
+
+@pytest.mark.slow
+@each_notebook
+def test_runs(path, tmp_path):
+    # In an empty folder, as in Colab: a notebook finds its files through the package.
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [c for c in notebook.cells if directives(c).get("eval") != "false"]
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and directives(cell).keys() & {"export", "exporti"}:
+            cell.source = as_exported(cell, path)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=LIMIT_S, kernel_name="python3", resources=resources).execute()
+
+
+def test_nothing_is_out_of_step():
+    changed = untidy()
+    assert not changed, f"python tests/tidy.py would change {changed}"
+
+
+def small_repository(folder):
+    """A repository of one room and an index, both as untidy as Jupyter leaves notebooks."""
+    view = {WIDGET: {"model_id": "1"}, "text/plain": "IntSlider()"}
+    room = [
+        v4.new_code_cell("#| default_exp room"),
+        v4.new_code_cell("#| export\nfrom bt_adapter import __version__", execution_count=7),
+        v4.new_code_cell("# answer\nassert slider", metadata=ANSWER | {"tags": []}),
+    ]
+    room[2].outputs = [v4.new_output("display_data", view), v4.new_output("stream", text="seen")]
+    index = [
+        v4.new_markdown_cell("![plot](plot.png) [room](10_room.ipynb) [out](https://x.org)"),
+        v4.new_code_cell("#| echo: false\nobject()"),
+        v4.new_code_cell("1 + 1"),
+    ]
+    index[1].outputs = [v4.new_output("execute_result", {"text/plain": "<object at 0x7f12>"})]
+    metadata = {"widgets": {"state": {}}, "kernelspec": {"name": "other", "display_name": "Other"}}
+    for name in ("nbs", "bt_adapter", "tests"):
+        (folder / name).mkdir()
+    for name in ("tests/tidy.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    for name, some in (("10_room", room), ("index", index)):
+        notebook = v4.new_notebook(cells=some, metadata=metadata)
+        (folder / f"nbs/{name}.ipynb").write_text(json.dumps(notebook))
+    (folder / "bt_adapter/__init__.py").write_text('__version__ = "1.0"\n')
+
+
+def test_tidying(tmp_path):
+    small_repository(tmp_path)
+    tidy = [sys.executable, "tests/tidy.py"]
+    found = subprocess.run([*tidy, "--check"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1 and "out of step: nbs/10_room.ipynb" in found.stderr
+    assert not (tmp_path / "README.md").exists()
+    subprocess.run(tidy, cwd=tmp_path, check=True)
+    room = json.loads((tmp_path / "nbs/10_room.ipynb").read_text())
+    assert room["metadata"] == {"kernelspec": KERNEL}
+    assert [cell["metadata"] for cell in room["cells"]] == [{}, {}, ANSWER]
+    assert [o["output_type"] for o in room["cells"][2]["outputs"]] == ["stream"]
+    module = (tmp_path / "bt_adapter/room.py").read_text()
+    assert f"#{room['cells'][1]['id']}\nfrom . import" in module
+    readme = (tmp_path / "README.md").read_text()
+    assert "![plot](nbs/plot.png) [room](nbs/10_room.ipynb) [out](https://x.org)" in readme
+    assert "```python\n1 + 1\n```" in readme and "    <object>\n" in readme
+    assert "object()" not in readme and "#|" not in readme
+    # nbdev's own commands change nothing more.
+    before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)}
+    for command in ("nbdev-clean", "nbdev-export"):
+        subprocess.run([Path(sys.executable).with_name(command)], cwd=tmp_path, check=True)
+    assert {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)} == before
+    subprocess.run([*tidy, "--check"], cwd=tmp_path, check=True)
+
+
+@each_notebook
+def test_can_be_published(path):
+    assert path.stat().st_size < 1_000_000
+    for cell in cells(path):
+        outputs = cell.get("outputs", [])
+        assert not [o for o in outputs if o["output_type"] == "error"], cell["id"]
+        texts = [o.get("text", "") for o in outputs]
+        shown = [d for o in outputs for k, d in o.get("data", {}).items() if k[:5] != "image"]
+        found = MACHINE_PATH.search(json.dumps([cell["source"], texts, shown]))
+        assert not found, (cell["id"], found[0])
+    assert any(cell.get("outputs") for cell in cells(path, "code"))
+
+
+@each_notebook
+def test_reads_well(path):
+    longest = max(len(code_lines(cell)) for cell in cells(path, "code"))
+    assert longest <= 40
+    kinds = "".join(cell["cell_type"][0] for cell in cells(path) if code_lines(cell))
+    assert "cccc" not in kinds, "more than three code cells in a row without prose"
+    first = "".join(cells(path, "markdown")[0]["source"])
+    assert re.search(r"^# \S", first, re.M), "no title"
+
+
+@each_room
+def test_closes_with_exercises(path):
+    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+    assert "What was checked" in text
+    answers = [c for c in cells(path, "code") if "".join(c["source"]).startswith("# answer")]
+    assert len(answers) >= 2
+    for cell in answers:
+        assert cell["metadata"] == ANSWER, cell["id"]
+        assert re.search(r"\bassert\b|\braises\b|assert_close", "".join(cell["source"])), cell["id"]
+
+
+def test_one_room_one_module():
+    exported = {}
+    for path in ROOMS:
+        names = [
+            directives(c)["default_exp"] for c in cells(path) if "default_exp" in directives(c)
+        ]
+        assert names == [re.sub(r"^\d+_", "", path.stem)], path.name
+        exported[f"{names[0]}.py"] = f"nbs/{path.name}"
+    modules = {path.name: origin(path) for path in (ROOT / "bt_adapter").glob("[!_]*.py")}
+    assert modules == exported

