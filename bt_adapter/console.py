@@ -37,6 +37,8 @@ def show(results: dict[str, list[dict]], as_json: bool = False):
         print(json.dumps(results, indent=1))
         return
     console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a pipe has no width of its own
     for title, rows in results.items():
         console.print(table(rows, title))
 

@@ -26,7 +26,7 @@ def circle(x, y):
 def square(x, y):
     return np.maximum(abs(x), abs(y)) - 0.8
 
-
+# %% ../nbs/02_moving_shapes.ipynb #7e36e95c
 def triangle(x, y):
     return np.maximum(abs(x) * math.cos(math.pi / 6) - y / 2, y) - 0.55
 
@@ -44,11 +44,11 @@ def star(x, y, points=5, notch=0.42):
     from_tip_x, from_tip_y = radius * np.cos(angle) - 1, radius * np.sin(angle)
     return (from_tip_x * edge_y - from_tip_y * edge_x) / math.hypot(edge_x, edge_y)
 
-
+# %% ../nbs/02_moving_shapes.ipynb #eef1766d
 def heart(x, y):
     x, y = abs(x), 0.15 - y
     lobe = np.hypot(x - 0.42, y - 0.38) - 0.52
-    tip = np.maximum(x * 0.78 - y * 0.62 - 0.6, np.maximum(y - 0.38, -1 - y))
+    tip = np.maximum(x * 0.78 - y * 0.62 - 0.5, np.maximum(y - 0.38, -1 - y))
     return np.minimum(lobe, tip)
 
 
@@ -123,7 +123,7 @@ for v, dy in ("up", -1), ("down", 1):
 # %% ../nbs/02_moving_shapes.ipynb #fb6366fb
 add_motion("grow", "grows", "shrink", "shrinks", lambda s, phase: dict(scale=0.7 + 0.6 * s))
 add_motion(
-    "appear", "appears", "disappear", "disappears", lambda s, phase: dict(alpha=0.35 + 0.65 * s)
+    "appear", "appears", "disappear", "disappears", lambda s, phase: dict(alpha=0.2 + 0.8 * s)
 )
 add_motion("turn", "turns {other}", "return", "turns {colour}", lambda s, phase: dict(mix=s > 0.5))
 
@@ -364,13 +364,15 @@ def long_exposure(
     moments: int = 8,  # pictures laid over each other
     size: int = 64,  # pixels along a side
 ) -> torch.Tensor:  # uint8 (size, size, 3)
-    "One picture of the whole motion: later moments cover earlier ones and are more opaque."
+    "One picture of the whole motion, in which later moments count more."
     times = segment_times(moments)
+    weight = (times**2 / (times**2).sum())[:, None, None]
     picture = empty(scene, 1, size)[0]
     for thing in scene.things:
         cover, colour = paint(thing, times, size)
-        for moment, strength in enumerate((times + 0.5 / moments) ** 1.5):
-            paint_over(picture, cover[moment] * strength, colour[moment])
+        light = (weight * cover).sum(0)
+        mixed = np.einsum("thw,tc->hwc", weight * cover, colour) / (light[..., None] + 1e-6)
+        picture += light[..., None] ** 0.55 * (mixed - picture)  # the power brightens faint trails
     return torch.from_numpy((picture + 0.5).astype(np.uint8))
 
 # %% ../nbs/02_moving_shapes.ipynb #5743d4ed

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STILL_MOTIONS', 'CONFIG', 'byte_pair_merges', 'vocabulary', 'write_merges', 'stills', 'short_motion', 'trails',
-           'short_captions', 'choose', 'new_clip', 'optimisers', 'schedule', 'clip_loss', 'train_clip', 'static_recall',
-           'opposite_cosines']
+           'short_captions', 'choose', 'new_clip', 'optimisers', 'schedule', 'fast_dtype', 'clip_loss', 'train_clip',
+           'static_recall', 'opposite_cosines']
 
 # %% ../nbs/21_small_clip.ipynb #ee2b69c9
 import gzip
@@ -177,6 +177,13 @@ def schedule(step: int, steps: int, warmup: int = 40) -> float:
     "Share of the full learning rate: linear warm-up, then half a cosine."
     return min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
 
+# %% ../nbs/21_small_clip.ipynb #f62a935b
+def fast_dtype() -> torch.dtype:
+    "bf16 on processors that compute in it, fp32 on others."
+    able = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+    native = any(getattr(torch.cpu, name, bool)() for name in able)
+    return torch.bfloat16 if native else torch.float32
+
 # %% ../nbs/21_small_clip.ipynb #020ccdd7
 def clip_loss(
     model: nn.Module,  # an open_clip CLIP
@@ -187,7 +194,7 @@ def clip_loss(
     "Mean contrastive loss of full captions, plus the choice among short ones."
     pictures = torch.stack(still[0] + trail[0]).permute(0, 3, 1, 2).float() / 127.5 - 1
     shapes, motions = short_captions()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, fast_dtype() == torch.bfloat16):
         seen = model.encode_image(pictures, normalize=True)
         read = model.encode_text(tokenize(still[1] + trail[1] + shapes + motions), normalize=True)
     tau = model.logit_scale.exp().clamp(max=100).reciprocal()
@@ -202,7 +209,7 @@ def clip_loss(
 # %% ../nbs/21_small_clip.ipynb #e74f5193
 def train_clip(
     folder: Path,  # receives config, merges and weights
-    steps: int = 600,
+    steps: int = 500,
     seed: int = 0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ):

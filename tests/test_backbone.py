@@ -1,0 +1,320 @@
+"""Frozen CLIPs of every kind: open_clip's own, timm's, those in Hugging Face's names, bad ones."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_clip, tiny_eva
+
+from bt_adapter.backbone import FrozenCLIP, load_clip, samples_folder
+from bt_adapter.released import load_released
+
+GOLDEN = Path(__file__).parent / "golden"
+CLOSE = dict(atol=1e-6, rtol=1e-6)
+
+
+def random_frames(clip, batch=2, frames=3):
+    return torch.randn(batch, frames, 3, *clip.image_size)
+
+
+def last_state_is_encode_image(clip, frames):
+    states = clip.layer_outputs(frames, 2)
+    ours = clip.project(clip.norm(states[-1][:, :, 0]))
+    theirs = clip.model.encode_image(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    return states
+
+
+# --- states are the model's own ---
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+@pytest.mark.parametrize("make", [tiny_clip, tiny_eva])
+def test_the_last_state_through_norm_and_projection_is_encode_image(make, layers):
+    clip = make(**{"layers" if make is tiny_clip else "depth": layers})
+    states = last_state_is_encode_image(clip, random_frames(clip))
+    assert [s.shape for s in states] == [(2, 3, 1 + 4, 24)] * 2
+    assert (clip.width, clip.joint_width, clip.grid) == (24, 20, (2, 2))
+
+
+@pytest.mark.parametrize("make", [tiny_clip, tiny_eva])
+def test_each_state_is_what_the_next_layer_reads(make):
+    clip = make()
+    states = clip.layer_outputs(random_frames(clip), 5)
+    for block, before, after in zip(clip.blocks[1:], states, states[1:]):
+        computed = block(before.flatten(0, 1)).unflatten(0, (2, 3))
+        torch.testing.assert_close(computed, after, atol=1e-5, rtol=1e-5)
+
+
+def test_a_frame_is_an_image_by_itself():
+    clip = tiny_clip()
+    frames = random_frames(clip)
+    together = clip.layer_outputs(frames, 1)[0]
+    for b in range(2):
+        for t in range(3):
+            alone = clip.layer_outputs(frames[b : b + 1, t : t + 1], 1)[0][0, 0]
+            torch.testing.assert_close(together[b, t], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_hooks_are_gone_afterwards_even_after_an_error():
+    clip = tiny_clip()
+    clip.layer_outputs(random_frames(clip), 3)
+    clip.model.visual.transformer.resblocks[4].forward = None
+    with pytest.raises(TypeError):
+        clip.layer_outputs(random_frames(clip), 3)
+    assert not any(block._forward_hooks for block in clip.blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu", "EVA02-B-16"])
+def test_named_models(name):
+    clip = load_clip(name)
+    frames = random_frames(clip, 1, 2)
+    last_state_is_encode_image(clip, frames)
+    assert clip.encode_text(["a red circle"]).shape == (1, clip.joint_width)
+    torch.testing.assert_close(clip.encode_video(frames).norm(dim=-1), torch.ones(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu", "EVA01-g-14"])
+def test_large_named_models(name):
+    """In full size, once: up to a billion parameters."""
+    clip = load_clip(name)
+    states = last_state_is_encode_image(clip, random_frames(clip, 1, 1))
+    assert states[0].shape[3] == clip.width and len(clip.blocks) in (24, 40)
+
+
+@pytest.mark.parametrize("name", ["ViT-L-14", "ViT-L-14-336", "EVA01-g-14", "EVA02-L-14"])
+def test_the_names_of_the_paper_are_known(name):
+    import open_clip
+
+    assert name in open_clip.list_models() and open_clip.list_pretrained_tags_by_model(name)
+
+
+# --- Hugging Face's names ---
+
+
+def hugging_face_model():
+    """transformers' CLIPModel with the recorded weights."""
+    import transformers
+
+    sizes = dict(hidden_size=64, num_attention_heads=4, intermediate_size=256)
+    vision = dict(num_hidden_layers=6, image_size=32, patch_size=8, **sizes)
+    text = dict(num_hidden_layers=4, vocab_size=1000, eos_token_id=999, **sizes)
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
+    model, state = transformers.CLIPModel(config).eval(), {}
+    for name, tensor in load_file(GOLDEN / "official.safetensors").items():
+        name = name.replace("text_backbone.", "")
+        if name.startswith("backbone.") and not ("btadapter" in name or "balance" in name):
+            name = name.removeprefix("backbone.")
+            inner = name.replace("layers.", "encoder.layers.", 1)
+            if name.startswith(("class_emb", "patch_emb", "position_emb")):
+                inner = f"embeddings.{name}"
+            name = name if name.startswith("visual_projection") else f"vision_model.{inner}"
+        if not name.startswith(("backbone", "extra_proj")):
+            state[name] = tensor
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert {*missing} <= {"logit_scale"} and not unexpected
+    return model
+
+
+@torch.no_grad()
+def test_states_are_those_of_transformers():
+    theirs, clip = (
+        hugging_face_model(),
+        load_released(GOLDEN / "official.safetensors", heads=4).clip,
+    )
+    frames = random_frames(clip)
+    expected = theirs.vision_model(pixel_values=frames.flatten(0, 1), output_hidden_states=True)
+    states = clip.layer_outputs(frames, 6)
+    for ours, hidden in zip(states, expected.hidden_states[1:], strict=True):
+        torch.testing.assert_close(ours.flatten(0, 1), hidden, atol=1e-5, rtol=1e-5)
+    features = theirs.visual_projection(expected.pooler_output)
+    ours = clip.project(clip.norm(states[-1][:, :, 0])).flatten(0, 1)
+    torch.testing.assert_close(ours, features, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_text_features_are_those_of_transformers():
+    theirs, clip = (
+        hugging_face_model(),
+        load_released(GOLDEN / "official.safetensors", heads=4).clip,
+    )
+    ids = torch.randint(1, 998, (3, 77))
+    ids[torch.arange(3), torch.tensor([5, 20, 76])] = 999  # the end token
+    pooled = theirs.text_model(input_ids=ids).pooler_output
+    expected = theirs.text_projection(pooled)
+    torch.testing.assert_close(clip.model.encode_text(ids), expected, atol=1e-5, rtol=1e-5)
+
+
+# --- precision, device, freezing ---
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lower_precision_points_the_same_way(precision):
+    expected = tiny_clip()
+    frames = random_frames(expected)
+    wanted = expected.encode_video(frames)
+    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16)[precision]
+    lower = tiny_clip().to(dtype=dtype)
+    assert lower.dtype == dtype and lower.encode_video(frames).dtype == dtype
+    agreement = torch.cosine_similarity(lower.encode_video(frames).float(), wanted)
+    assert agreement.min() > 0.99
+    assert lower.fingerprint == expected.fingerprint
+
+
+def test_it_stays_frozen_and_in_evaluation_mode():
+    clip = tiny_clip()
+    holder = torch.nn.Sequential(clip).train()
+    assert holder.training and not any(module.training for module in clip.modules())
+    assert not any(p.requires_grad for p in clip.parameters())
+    frames = random_frames(clip).requires_grad_()
+    assert not clip.layer_outputs(frames, 1)[0].requires_grad
+
+
+def test_fingerprints_tell_clips_of_one_size_apart():
+    prints = {tiny_clip(seed=seed).fingerprint for seed in range(3)}
+    assert len(prints) == 3 and tiny_clip().fingerprint in prints
+    changed = tiny_clip()
+    changed.blocks[-1].ln_1.weight.data[0] += 1e-6
+    assert FrozenCLIP(changed.model, None, "x").fingerprint not in prints
+
+
+# --- frames and words ---
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (90, 40), (17, 300), (8, 8), (33, 16)])
+def test_transform_crops_the_centre_of_any_size(height, width):
+    clip = tiny_clip()
+    clip.preprocess |= dict(mean=[0.5] * 3, std=[0.25] * 3)
+    video = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
+    frames = clip.transform(video)
+    assert frames.shape == (2, 3, 16, 16) and frames.dtype == torch.float32
+    assert frames.abs().max() <= 2.0
+    mirrored = clip.transform(video.flip(2))
+    torch.testing.assert_close(mirrored, frames.flip(3), atol=0.04, rtol=0)  # one grey level: .016
+
+
+def test_transform_is_open_clips_own():
+    import open_clip
+    from PIL import Image
+
+    clip = load_named_small()
+    video = torch.randint(0, 256, (1, 40, 60, 3), dtype=torch.uint8)
+    smooth = torch.nn.functional.interpolate(
+        video.permute(0, 3, 1, 2).float(), size=(300, 400), mode="bicubic"
+    )
+    video = smooth.clamp(0, 255).byte().permute(0, 2, 3, 1)
+    theirs = open_clip.image_transform_v2(
+        open_clip.PreprocessCfg(**{**clip.preprocess, "size": clip.image_size}), is_train=False
+    )(Image.fromarray(video[0].numpy()))
+    assert (clip.transform(video)[0] - theirs).abs().mean() < 0.02
+
+
+def load_named_small():
+    """open_clip's sizes and normalisation around few weights."""
+    import open_clip
+
+    clip = tiny_clip(image_size=64, patch_size=16)
+    clip.preprocess |= dict(
+        mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD, mode="RGB"
+    )
+    clip.preprocess |= dict(interpolation="bicubic", resize_mode="shortest")
+    return clip
+
+
+def test_a_long_caption_keeps_its_end_token():
+    import open_clip
+
+    tokenizer = open_clip.SimpleTokenizer(context_length=8)
+    ids = tokenizer(["word " * 50, "word"])
+    assert (ids[0] == tokenizer.eot_token_id).sum() == 1 and ids[0, -1] == tokenizer.eot_token_id
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("ViT-L14", {}, r"No CLIP is called 'ViT-L14' and no such folder exists: try .*ViT-L-14"),
+        ("nothing like it", {}, r"try open_clip\.list_models\(\)"),
+        ("ViT-B-32", dict(pretrained="mine.pt"), "neither a file nor weights of ViT-B-32"),
+        ("ViT-B-32", dict(precision="int8"), "precision must be one of fp32, bf16, fp16"),
+    ],
+)
+def test_unknown_names_and_settings_are_one_sentence(name, settings, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load_clip(name, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def small_folder(tmp_path):
+    """The shipped small CLIP, copied so that it can be spoilt."""
+    shutil.copytree(samples_folder() / "clip", tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_a_folder_without_a_clip_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"open_clip_config\.json and open_clip_model"):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["open_clip_config.json", "open_clip_model.safetensors"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_damaged_folder_is_one_sentence(tmp_path, name, share):
+    path = small_folder(tmp_path) / name
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match="is damaged and cannot be read") as caught:
+        load_clip(tmp_path / "clip")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_loads_as_the_shipped_clip_does(tmp_path):
+    shipped, copied = load_clip("moving-shapes"), load_clip(str(small_folder(tmp_path)))
+    assert shipped.fingerprint == copied.fingerprint
+    texts = ["a red circle moves left"]
+    assert torch.equal(shipped.encode_text(texts), copied.encode_text(texts))
+
+
+@pytest.mark.parametrize("texts", ["one string", [], [""], ["good", "  "]], ids=repr)
+def test_captions_must_be_a_list_of_words(texts):
+    with pytest.raises(ValueError, match="a list of at least one caption, none of them empty"):
+        tiny_clip().encode_text(texts)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 16), (2, 3, 16, 16), (1, 2, 3, 15, 16), (1, 2, 1, 16, 16), (0, 2, 3, 16, 16)]
+)
+def test_frames_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^frames must be \(b, t, 3, 16, 16\)"):
+        tiny_clip().layer_outputs(torch.zeros(shape), 1)
+
+
+@pytest.mark.parametrize("last", [0, 6, -1])
+def test_layers_that_do_not_exist_are_refused(last):
+    clip = tiny_clip()
+    with pytest.raises(
+        ValueError, match=rf"last must lie in 1\.\.5, this CLIP's layers, not {last}"
+    ):
+        clip.layer_outputs(random_frames(clip), last)
+
+
+@pytest.mark.parametrize(
+    "video",
+    [torch.zeros(2, 8, 8, 3), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)],
+    ids=["float", "t c"],
+)
+def test_a_clip_that_is_none_is_refused(video):
+    with pytest.raises(ValueError, match=r"A clip is uint8 \(t, h, w, 3\), not"):
+        tiny_clip().transform(video)
+
+
+def test_importing_takes_neither_open_clip_nor_torchvision():
+    code = "import bt_adapter.backbone, sys; print(sorted({'open_clip', 'torchvision'} & {*sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,567 @@
+"""Eq. 1 to 5 written out a second time, without the package's layers, and what must always hold."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import shake, tiny_clip, tiny_eva
+
+from bt_adapter.branch import (
+    CONVENTIONS,
+    Branch,
+    BranchConfig,
+    BTAdapter,
+    Gate,
+    SpatialLayer,
+    TemporalLayer,
+    copy_of_block,
+    take,
+)
+from bt_adapter.masking import tube_mask
+
+CLOSE = dict(atol=1e-5, rtol=1e-5)
+T, L, D, H, K = 3, 4, 24, 3, 4
+
+
+def random_frames(batch=2, frames=T, seed=0):
+    return torch.randn(batch, frames, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def adapter(clip=None, seed=1, **settings):
+    """An adapter in which every parameter is random and none is zero."""
+    model = BTAdapter(clip or tiny_clip(), BranchConfig(**settings))
+    shake(model.branch, seed)
+    return model
+
+
+# --- the equations, in einsum ---
+
+
+def layer_norm(x, weight, bias):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+
+def linear(x, weight, bias):
+    return torch.einsum("...i, oi -> ...o", x, weight) + bias
+
+
+def gelu(x):
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def self_attention(x, weights, name):
+    """Over the axis before the last of (..., n, d)."""
+    qkv = linear(x, weights[f"{name}.qkv.weight"], weights[f"{name}.qkv.bias"])
+    query, key, value = qkv.unflatten(-1, (3, H, D // H)).unbind(-3)
+    scores = torch.einsum("...qhc, ...khc -> ...hqk", query, key) / math.sqrt(D // H)
+    maps = scores.exp() / scores.exp().sum(-1, keepdim=True)
+    mixed = torch.einsum("...hqk, ...khc -> ...qhc", maps, value).flatten(-2)
+    return linear(mixed, weights[f"{name}.out.weight"], weights[f"{name}.out.bias"])
+
+
+def normed(x, weights, name):
+    return layer_norm(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+def feed_forward(x, weights, name):
+    hidden = gelu(linear(x, weights[f"{name}.fc1.weight"], weights[f"{name}.fc1.bias"]))
+    return linear(hidden, weights[f"{name}.fc2.weight"], weights[f"{name}.fc2.bias"])
+
+
+def equation_1(tokens, weights, name):
+    """(..., n, d): attention over the n tokens of a frame, then the feed-forward network."""
+    tokens = self_attention(normed(tokens, weights, f"{name}.norm1"), weights, name) + tokens
+    return feed_forward(normed(tokens, weights, f"{name}.norm2"), weights, name) + tokens
+
+
+def equation_2(patches, weights, name):
+    """(b, t, l, d): every patch over the frames."""
+    series = torch.einsum("btld -> bltd", patches)
+    attended = self_attention(normed(series, weights, f"{name}.norm"), weights, name)
+    projected = linear(attended, weights[f"{name}.project.weight"], weights[f"{name}.project.bias"])
+    return torch.einsum("bltd -> btld", projected) + patches
+
+
+def spatial(cls, patches, weights, name):
+    """Eq. 1 in a loop over frames; the video CLS takes the mean of what frames tell it."""
+    told, new = [], []
+    for frame in patches.unbind(1):
+        tokens = torch.cat([cls[:, None], frame], 1)
+        update = self_attention(normed(tokens, weights, f"{name}.norm1"), weights, name)
+        told.append(update[:, 0])
+        new.append(frame + update[:, 1:])
+    cls, patches = cls + sum(told) / len(told), torch.stack(new, 1)
+    return [
+        x + feed_forward(normed(x, weights, f"{name}.norm2"), weights, name) for x in (cls, patches)
+    ]
+
+
+def equation_3(state, weights, position):
+    """v + P^t + P^s for every patch of every frame, one at a time."""
+    out = torch.zeros_like(state[:, :, 1:])
+    for i in range(state.shape[1]):
+        for j in range(1, state.shape[2]):
+            out[:, i, j - 1] = state[:, i, j] + weights["time"][i] + position[j]
+    return out
+
+
+def equation_4(branch, backbone, w_b):
+    share = 1 / (1 + (-w_b).exp())
+    return share * branch + (1 - share) * backbone
+
+
+def whole_branch(states, weights, position):
+    """Eq. 3, then Eq. 2 and Eq. 1 with Eq. 4 in front of all layers but the first."""
+    patches = equation_3(states[0], weights, position)
+    cls = weights["video_cls"].expand(len(patches), -1)
+    for n in range(K):
+        if n:
+            w_b = weights[f"gates.{n - 1}.w_b"]
+            cls = equation_4(cls, states[n][:, :, 0].mean(1), w_b)
+            patches = equation_4(patches, states[n][:, :, 1:], w_b)
+        patches = equation_2(patches, weights, f"temporal.{n}")
+        cls, patches = spatial(cls, patches, weights, f"spatial.{n}")
+    return cls, patches
+
+
+# --- each equation alone ---
+
+
+def test_equation_1_is_what_a_spatial_layer_and_the_clip_layer_it_copies_compute():
+    clip = tiny_clip()
+    layer, tokens = copy_of_block(clip.blocks[2]), torch.randn(5, 1 + L, D)
+    weights = {f"s.{name}": value for name, value in layer.state_dict().items()}
+    expected = equation_1(tokens, weights, "s")
+    torch.testing.assert_close(clip.blocks[2](tokens), expected, **CLOSE)
+    cls, patches = layer(tokens[:, 0], tokens[:, None, 1:])
+    torch.testing.assert_close(torch.cat([cls[:, None], patches[:, 0]], 1), expected, **CLOSE)
+
+
+def test_the_video_cls_takes_the_mean_of_what_the_frames_tell_it():
+    layer = SpatialLayer(D, H, 40, torch.nn.GELU(), 1e-5)
+    shake(layer)
+    weights = {f"s.{name}": value for name, value in layer.state_dict().items()}
+    cls, patches = torch.randn(2, D), torch.randn(2, T, L, D)
+    for ours, expected in zip(layer(cls, patches), spatial(cls, patches, weights, "s")):
+        torch.testing.assert_close(ours, expected, **CLOSE)
+
+
+def test_equation_2():
+    layer, patches = TemporalLayer(D, H, "zero"), torch.randn(2, T, L, D)
+    assert torch.equal(layer(patches), patches)  # the temporal projection starts from zero
+    shake(layer)
+    weights = {f"t.{name}": value for name, value in layer.state_dict().items()}
+    torch.testing.assert_close(layer(patches), equation_2(patches, weights, "t"), **CLOSE)
+
+
+def test_equation_3():
+    model, state = adapter(), torch.randn(2, T, 1 + L, D)
+    weights, position = model.branch.state_dict(), model.clip.position
+    ours = state[:, :, 1:] + model.branch.where_and_when(position, T, None)
+    torch.testing.assert_close(ours, equation_3(state, weights, position), **CLOSE)
+
+
+def test_equation_4():
+    gate, (branch, backbone) = Gate(D, "weighted"), torch.randn(2, 5, D)
+    torch.testing.assert_close(gate(branch, backbone), (branch + backbone) / 2, **CLOSE)
+    shake(gate, std=3)
+    expected = equation_4(branch, backbone, gate.w_b.detach())
+    torch.testing.assert_close(gate(branch, backbone), expected, **CLOSE)
+
+
+def test_equation_5():
+    model, cls, frames = adapter(), torch.randn(2, D), torch.randn(2, T, 1 + L, D)
+    visual, last = model.clip.model.visual, model.branch.state_dict()[f"gates.{K - 1}.w_b"]
+    mean = sum(frames[:, i, 0] for i in range(T)) / T
+    combined = layer_norm(equation_4(cls, mean, last), visual.ln_post.weight, visual.ln_post.bias)
+    expected = torch.einsum("bd, dc -> bc", combined, visual.proj)
+    torch.testing.assert_close(model.embed(cls, frames), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 7])
+def test_all_equations_together(frames):
+    model, video = adapter(), random_frames(frames=frames)
+    states = model.clip.layer_outputs(video, K + 1)
+    weights, position = model.branch.state_dict(), model.clip.position
+    cls, patches = whole_branch(states, weights, position)
+    features = model.encode_video(video)
+    torch.testing.assert_close(features.patches, patches, **CLOSE)
+    expected = model.embed(cls, states[-1])
+    expected = expected / expected.square().sum(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(features.embedding, expected, **CLOSE)
+    assert torch.equal(features.frames, states[-1])
+
+
+def test_gradients_of_all_parameters_are_those_of_the_equations():
+    model, video = adapter(), random_frames()
+    states, names = model.clip.layer_outputs(video, K + 1), dict(model.branch.named_parameters())
+    weights = {name: value.detach().clone().requires_grad_() for name, value in names.items()}
+    losses = []
+    for cls, patches in (
+        whole_branch(states, weights, model.clip.position),
+        list(model.branch.layers(states, model.clip.position))[-1],
+    ):
+        losses.append(cls.sin().sum() + patches.cos().sum())
+    used = [n for n in weights if not n.startswith(("align", f"gates.{K - 1}"))]
+    expected = torch.autograd.grad(losses[0], [weights[n] for n in used])
+    found = torch.autograd.grad(losses[1], [names[n] for n in used])
+    for name, a, b in zip(used, found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-5, name
+
+
+# --- what must always hold ---
+
+
+@pytest.mark.parametrize("final", [None, "weighted"])
+def test_with_the_gate_closed_it_is_frozen_clip_with_its_frames_averaged(final):
+    model = adapter(final=final, combination="addition" if final else "weighted")
+    model.branch.gates[-1].w_b.data.fill_(-1e3)
+    video = random_frames()
+    mean = model.clip.layer_outputs(video, 1)[0][:, :, 0].mean(1)
+    frozen = model.clip.project(model.clip.norm(mean))
+    found = model.encode_video(video).embedding
+    torch.testing.assert_close(found, frozen / frozen.norm(dim=-1, keepdim=True), **CLOSE)
+
+
+def test_a_temporal_projection_of_zero_is_a_branch_without_temporal_attention():
+    model = BTAdapter(tiny_clip())
+    for layer in [*model.branch.spatial, *model.branch.gates]:
+        shake(layer)
+    found = model.encode_video(random_frames())
+    for layer in model.branch.temporal:
+        layer.forward = lambda patches, maps: patches
+    without = model.encode_video(random_frames())
+    assert all(torch.equal(a, b) for a, b in zip(found, without, strict=True))
+
+
+def order_matters(model):
+    video = random_frames()
+    shuffled = model.encode_video(video[:, [2, 0, 1]]).embedding
+    return not torch.allclose(model.encode_video(video).embedding, shuffled, atol=1e-5)
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+@pytest.mark.parametrize("projection", [False, True])
+def test_frame_order_matters_through_the_temporal_embedding_alone(projection, embedding):
+    model = adapter()
+    for layer in model.branch.temporal:
+        layer.project.weight.data *= projection
+        layer.project.bias.data *= projection
+    model.branch.time.data *= embedding
+    assert order_matters(model) == embedding
+
+
+def test_temporal_attention_lets_a_frame_know_of_the_others():
+    """Without the temporal embedding order is lost, but frames still exchange what they show."""
+    model, video = adapter(), random_frames()
+    model.branch.time.data.zero_()
+    changed = video.clone()
+    changed[:, 2] += 1
+    a, b = (model.encode_video(v).patches[:, 0] for v in (video, changed))
+    assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_a_training_step_leaves_clip_bit_equal():
+    model = adapter()
+    before = {name: value.clone() for name, value in model.clip.state_dict().items()}
+    training = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    model.train()
+    model.encode_video(random_frames()).embedding.sum().backward()
+    moved = model.branch.time.clone()
+    training.step()
+    assert not torch.equal(moved, model.branch.time)
+    after = model.clip.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any(m.training for m in model.clip.modules())
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_clip_states_at_hidden_places_are_never_read(convention):
+    model, video = adapter(convention=convention), random_frames()
+    states = model.clip.layer_outputs(video, model.config.states)
+    keep = torch.tensor([[0, 2], [1, 3]])
+    spoilt = [state.clone() for state in states]
+    for state in spoilt:
+        state[0, :, [2, 4]] = torch.nan
+        state[1, :, [1, 3]] = torch.nan
+    found, expected = model.encode_states(spoilt, keep), model.encode_states(states, keep)
+    assert torch.equal(found.embedding, expected.embedding)
+    assert torch.equal(found.patches, expected.patches)
+    assert not found.patches.isnan().any() and found.frames.isnan().any()
+
+
+def test_clip_itself_sees_everything():
+    model, video = adapter(), random_frames()
+    full = model.encode_video(video).frames
+    assert torch.equal(model.encode_video(video, tube_mask(2, L, 0.5)).frames, full)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_mask_that_keeps_all_is_no_mask(convention):
+    model, video = adapter(convention=convention), random_frames()
+    plain = model.encode_video(video)
+    tube = torch.arange(L).expand(2, L)
+    listed = (torch.arange(T)[:, None] * L + torch.arange(L)).expand(2, T, L)
+    for keep in (tube, listed):
+        masked = model.encode_video(video, keep)
+        torch.testing.assert_close(masked.embedding, plain.embedding, **CLOSE)
+        torch.testing.assert_close(masked.patches, plain.patches, **CLOSE)
+
+
+def test_a_masked_branch_equals_the_equations_on_the_kept_patches():
+    model, video = adapter(), random_frames()
+    states = model.clip.layer_outputs(video, K + 1)
+    weights, position = model.branch.state_dict(), model.clip.position
+    keep = torch.tensor([[0, 3], [0, 3]])
+    chosen = [0, 1, 4]  # the CLS token and the kept patches
+    cls, patches = whole_branch([s[:, :, chosen] for s in states], weights, position[chosen])
+    found = model.encode_states(states, keep)
+    torch.testing.assert_close(found.patches, patches, **CLOSE)
+    expected = model.embed(cls, states[-1])
+    torch.testing.assert_close(
+        found.embedding, torch.nn.functional.normalize(expected, dim=-1), **CLOSE
+    )
+
+
+def test_tokens_of_a_loose_mask_are_those_it_lists():
+    patches = torch.arange(2 * T * L).reshape(2, T, L, 1)
+    keep = torch.stack([torch.randperm(T * L)[:6].reshape(T, 2) for _ in range(2)])
+    taken = take(patches, keep)
+    for b in range(2):
+        for t in range(T):
+            for k in range(2):
+                frame, place = divmod(keep[b, t, k].item(), L)
+                assert taken[b, t, k] == patches[b, frame, place]
+
+
+# --- settings ---
+
+
+def test_the_first_branch_layer_reads_where_the_convention_says():
+    for convention, first in (("paper", 0), ("released", 1)):
+        model, video = adapter(convention=convention), random_frames()
+        states = model.clip.layer_outputs(video, K + 1)
+        assert model.config.states == K + 1 - first
+        plain = model.encode_states(states).embedding
+        for n, state in enumerate(states):
+            changed = [s + (1.0 if i == n else 0.0) for i, s in enumerate(states)]
+            changed[n] = changed[n] + torch.randn_like(state)
+            same = torch.equal(model.encode_states(changed).embedding, plain)
+            assert same == (n < first), (convention, n)
+
+
+@pytest.mark.parametrize("projection", ["zero", "random", "none"])
+@pytest.mark.parametrize("combination", ["weighted", "addition", "concatenation"])
+def test_every_projection_with_every_combination(projection, combination):
+    model = BTAdapter(tiny_clip(), BranchConfig(projection=projection, combination=combination))
+    features = model.encode_video(random_frames())
+    features.embedding[:, 0].sum().backward()
+    layer = model.branch.temporal[0]
+    assert hasattr(layer.project, "weight") == (projection != "none")
+    if projection != "none":
+        assert (layer.project.weight == 0).all() == (projection == "zero")
+    names = [name for name, _ in model.branch.gates.named_parameters()]
+    parameters = dict(weighted=1, addition=0, concatenation=2)[combination]
+    assert len(names) == K * parameters
+    moved = layer.qkv.weight.grad.abs().max() > 0
+    assert moved == (projection != "zero")  # behind a zero, in the first step
+
+
+def test_addition_is_a_sum_and_concatenation_a_linear_layer():
+    branch, backbone = torch.randn(2, 5, D)
+    assert torch.equal(Gate(D, "addition")(branch, backbone), branch + backbone)
+    gate = Gate(D, "concatenation")
+    expected = linear(torch.cat([branch, backbone], -1), gate.linear.weight, gate.linear.bias)
+    torch.testing.assert_close(gate(branch, backbone), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_any_number_of_layers(layers, convention):
+    model = adapter(layers=layers, convention=convention)
+    assert model.temporal_maps(random_frames()).shape == (layers, 2, L, H, T, T)
+    assert model.encode_video(random_frames()).embedding.shape == (2, 20)
+
+
+def test_as_many_layers_as_clip_has_need_the_released_pairing():
+    assert BTAdapter(tiny_clip(), BranchConfig(layers=5, convention="released"))
+    with pytest.raises(ValueError, match="A branch of K = 5 needs 6 CLIP layers: this CLIP has 5"):
+        BTAdapter(tiny_clip(), BranchConfig(layers=5))
+
+
+def test_max_frames():
+    model = BTAdapter(tiny_clip(), BranchConfig(max_frames=3))
+    assert model.encode_video(random_frames(frames=3)).patches.shape == (2, 3, L, D)
+    with pytest.raises(ValueError, match="built for at most 3 frames, not 4"):
+        model.encode_video(random_frames(frames=4))
+
+
+def test_maps_are_those_of_the_equation_and_recording_changes_nothing():
+    model, video = adapter(), random_frames()
+    maps = model.temporal_maps(video)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(K, 2, L, H, T))
+    states = model.clip.layer_outputs(video, K + 1)
+    patches = equation_3(states[0], model.branch.state_dict(), model.clip.position)
+    layer = model.branch.temporal[0]
+    qkv = layer.qkv(layer.norm(patches)).unflatten(-1, (3, H, D // H))
+    scores = torch.einsum("bqlhc, bklhc -> blhqk", qkv[:, :, :, 0], qkv[:, :, :, 1])
+    torch.testing.assert_close(maps[0], (scores / math.sqrt(D // H)).softmax(-1), **CLOSE)
+    recorded = model.encode_states(states, maps=[]).embedding
+    torch.testing.assert_close(recorded, model.encode_states(states).embedding, **CLOSE)
+
+
+def test_an_eva_tower_has_a_branch_too():
+    clip = tiny_eva()
+    model, video = adapter(clip), random_frames()
+    layer, tokens = copy_of_block(clip.blocks[0]), torch.randn(5, 1 + L, D)
+    cls, patches = layer(tokens[:, 0], tokens[:, None, 1:])
+    expected = clip.blocks[0](tokens)
+    torch.testing.assert_close(torch.cat([cls[:, None], patches[:, 0]], 1), expected, **CLOSE)
+    assert layer.norm1.eps == model.branch.temporal[0].norm.eps == 1e-6
+    assert model.encode_video(video).embedding.shape == (2, 20)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float64])
+def test_other_precisions_agree_in_direction(precision):
+    model, video = BTAdapter(tiny_clip()), random_frames()
+    expected = model.encode_video(video).embedding
+    other = model.to(precision).encode_video(video.to(precision)).embedding
+    assert other.dtype == precision
+    assert torch.nn.functional.cosine_similarity(other.float(), expected).min() > 0.99
+
+
+def test_training_under_autocast():
+    model, video = adapter(), random_frames()
+    for combination in ("weighted", "addition", "concatenation"):
+        model = adapter(combination=combination)
+        with torch.autocast("cpu", torch.bfloat16):
+            model.encode_video(video).embedding.sum().backward()
+        assert all(
+            p.grad.isfinite().all() for n, p in model.branch.named_parameters() if "align" not in n
+        )
+
+
+# --- files ---
+
+
+def small_folder(folder, clip=None):
+    BTAdapter(clip or tiny_clip(), BranchConfig(layers=2)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_saved_and_loaded_is_bit_equal(tmp_path, convention):
+    clip = tiny_clip()
+    model = adapter(clip, layers=3, max_frames=9, convention=convention, final="addition")
+    model.save_pretrained(tmp_path / "made" / "on the way")
+    again = BTAdapter.from_pretrained(tmp_path / "made" / "on the way", clip)
+    assert again.config == model.config
+    pairs = zip(model.branch.state_dict().items(), again.branch.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+    video = random_frames()
+    assert torch.equal(again.encode_video(video).embedding, model.encode_video(video).embedding)
+    assert not list((tmp_path / "made" / "on the way").glob("*.part"))
+
+
+def test_another_clip_of_the_same_sizes_is_refused(tmp_path):
+    small_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"tiny with [0-9a-f]{12} is another CLIP"):
+        BTAdapter.from_pretrained(tmp_path, tiny_clip(seed=1))
+
+
+@pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_cut_file_is_one_sentence(tmp_path, name, share):
+    path = small_folder(tmp_path) / name
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"is damaged and cannot be read: \S"):
+        BTAdapter.from_pretrained(tmp_path, tiny_clip())
+
+
+def test_a_missing_folder_and_a_missing_file_are_told_apart_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"adapter\.json and adapter\.safetensors missing"):
+        BTAdapter.from_pretrained(tmp_path / "nowhere", tiny_clip())
+    (small_folder(tmp_path) / "adapter.json").unlink()
+    with pytest.raises(ValueError, match=r"no adapter folder: adapter\.json missing\.$"):
+        BTAdapter.from_pretrained(tmp_path, tiny_clip())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dict(layers=3), "does not fit its own configuration: "),
+        (dict(max_frames=2), "does not fit its own configuration: "),
+        (dict(combination="sum"), "combination must be one of"),
+        (dict(colour="blue"), "cannot be read"),
+    ],
+)
+def test_a_changed_configuration_is_one_sentence(tmp_path, change, sentence):
+    path = small_folder(tmp_path) / "adapter.json"
+    settings = json.loads(path.read_text())
+    settings["branch"] |= change
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=sentence) as caught:
+        BTAdapter.from_pretrained(tmp_path, tiny_clip())
+    assert "\n" not in str(caught.value)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(projection="big"), "projection must be one of zero, random, none, not 'big'"),
+        (dict(combination="sum"), "combination must be one of weighted, addition, concatenation"),
+        (dict(final="sum"), "final must be one of None, weighted"),
+        (dict(convention="mine"), "convention must be one of paper, released"),
+        (dict(layers=0), "layers must be a whole number, 1 or more, not 0"),
+        (dict(layers=True), "layers must be a whole number"),
+        (dict(max_frames=2.5), "max_frames must be a whole number, 1 or more, not 2.5"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_does_not_exist_is_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        BranchConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [torch.zeros(2, 3, 16, 16), torch.zeros(1, 2, 3, 8, 8), torch.zeros(1, 0, 3, 16, 16)],
+    ids=lambda x: str(tuple(x.shape)),
+)
+def test_frames_of_a_wrong_shape_are_one_sentence(frames):
+    with pytest.raises(ValueError, match=r"^frames must be \(b, t, 3, 16, 16\)"):
+        BTAdapter(tiny_clip()).encode_video(frames)
+
+
+def test_too_few_states_and_a_mask_of_another_clip_are_refused():
+    model = BTAdapter(tiny_clip())
+    states = model.clip.layer_outputs(random_frames(), K + 1)
+    with pytest.raises(ValueError, match="reads 5 states, not 4"):
+        model.encode_states(states[1:])
+    for keep in (torch.tensor([[0, 1]]), torch.tensor([[0], [9]])):
+        with pytest.raises(ValueError, match=r"^keep"):
+            model.encode_states(states, keep)
+
+
+def test_layers_of_another_design_are_refused_by_name():
+    with pytest.raises(ValueError, match="EVA-01, not Linear"):
+        Branch([torch.nn.Linear(2, 2)], BranchConfig(layers=1), 2)
+    with pytest.raises(ValueError, match="EVA-01, not EvaBlock"):
+        BTAdapter(tiny_eva(swiglu_mlp=True))
+    with pytest.raises(ValueError, match="not ResidualAttentionBlock"):
+        BTAdapter(tiny_clip(ls_init_value=0.1))
+
+
+def test_importing_the_branch_needs_neither_open_clip_nor_matplotlib():
+    code = (
+        "import bt_adapter.branch, sys; print(sorted({'open_clip', 'matplotlib'} & {*sys.modules}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,212 @@
+"""The demonstration: the shipped clips, the command's results and its refusals, and the first page."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tidy import NOTEBOOKS, ROOT
+
+from bt_adapter import demo as room
+from bt_adapter.backbone import samples_folder
+from bt_adapter.moving_shapes import caption, gallery, opposite
+from bt_adapter.video import read_clip, write_clip
+
+CLIPS = samples_folder() / "clips"
+NAMES = list(room.sample_scenes())
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, tmp_path):
+    """The command in an empty folder: exit status, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bta-demo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            room.main()
+        return stop.value.code, *capfd.readouterr()
+
+    return call
+
+
+def test_shipped_clips_are_those_the_command_draws(run, tmp_path):
+    assert run("--write-samples", tmp_path / "made") == (0, "", "")
+    drawn = sorted(p.name for p in (tmp_path / "made/clips").iterdir())
+    assert drawn == sorted(p.name for p in CLIPS.iterdir()) == sorted(NAMES)
+    for name in NAMES:
+        ours, shipped = (read_clip(f / name, 24).float() for f in (tmp_path / "made/clips", CLIPS))
+        assert shipped.shape == (24, 128, 128, 3)
+        assert (ours - shipped).abs().mean() < 1, name  # another version of the codec, at most
+    captions = "captions.csv"
+    assert (tmp_path / "made" / captions).read_bytes() == (CLIPS.parent / captions).read_bytes()
+
+
+def test_shipped_clips_are_test_clips_in_opposite_pairs():
+    scenes, known = room.sample_scenes(), set(map(caption, gallery("test")))
+    with (CLIPS.parent / "captions.csv").open(newline="") as file:
+        listed = {row["file"]: row["caption"] for row in csv.DictReader(file)}
+    assert listed == {name: caption(scene) for name, scene in scenes.items()}
+    assert set(listed.values()) <= known and len(set(listed.values())) == 12
+    for first, second in zip(NAMES[::2], NAMES[1::2]):
+        assert scenes[second] == opposite(scenes[first])
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path):
+    code = "import sys; from bt_adapter.demo import main; sys.argv[0] = 'bta-demo'; main()"
+    started = time.time()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0 and time.time() - started < 60
+    assert done.stderr == b"" and b"\x1b" not in done.stdout
+    text = done.stdout.decode()
+    assert "direction" in text and caption(room.sample_scenes()["left.mp4"]) in text
+    assert os.listdir(tmp_path) == ["bta-demo.png"] and "bta-demo.png" in text
+    picture = np.asarray(Image.open(tmp_path / "bta-demo.png").convert("RGB"))
+    assert picture.shape[1] > 500 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+
+
+def test_results_for_programs(run):
+    status, out, err = run("--json")
+    results = json.loads(out)
+    assert (status, err) == (0, "") and results.keys() == {"scores", "clips", "picture"}
+    scores = {row["percent right"]: row for row in results["scores"]}
+    assert scores["direction"]["frozen CLIP"] <= 60 and scores["direction"]["BT-Adapter"] >= 90
+    assert [row["clip"] for row in results["clips"]] == NAMES
+    assert Path(results["picture"][0]["file"]).is_file()
+
+
+def test_captions_are_ranked_for_own_clips(run, tmp_path):
+    words = ["a cyan square grows", "a dog in the rain", "a cyan square shrinks"]
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n\n")
+    options = [x for text in words for x in ("--captions", text)]
+    status, out, err = run(CLIPS / "grow.mp4", CLIPS / "shrink.mp4", *options, "--json")
+    rows = json.loads(out)["captions"]
+    assert status == 0 and "dog, in, rain, the" in err
+    for clip, best in (("grow", words[0]), ("shrink", words[2])):
+        own = [row for row in rows if row["clip"] == str(CLIPS / f"{clip}.mp4")]
+        assert own[0]["caption"] == best and {row["caption"] for row in own} == set(words)
+        for name in ("frozen CLIP %", "BT-Adapter %"):
+            assert sum(row[name] for row in own) == pytest.approx(100, abs=1e-3)
+    again = run(CLIPS / "grow.mp4", CLIPS / "shrink.mp4", "--captions", "words.txt", "--json")
+    assert again[1] == out
+
+
+def test_brackets_are_no_markup(run):
+    status, out, err = run(CLIPS / "grow.mp4", "--captions", "[/b] grows", "--captions", "[red]")
+    assert status == 0 and "[/b] grows" in out and "[red]" in out
+
+
+def test_a_folder_without_captions_is_encoded(run):
+    status, out, err = run(CLIPS, "--picture", "x.PNG")
+    assert status == 0 and "--captions" in err and all(name in out for name in NAMES)
+    assert Image.open("x.PNG").format == "PNG"
+
+
+def test_a_wide_clip_is_shown_as_clip_sees_it(run, tmp_path):
+    clip = np.random.default_rng(0).integers(0, 255, (5, 48, 96, 3), dtype=np.uint8)
+    write_clip(tmp_path / "wide.mp4", clip)
+    assert run("wide.mp4")[0] == 0
+    part = room.seen_part(read_clip("wide.mp4"), (64, 64))
+    assert part.equal(read_clip("wide.mp4")[:, :, 24:72])
+
+
+def broken_things(folder):
+    whole = (CLIPS / "grow.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.mp4").write_text("no film")
+    (folder / "empty.txt").write_text("\n \n")
+    (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "bare").mkdir()
+    (folder / "mixed").mkdir()
+    (folder / "mixed/a.mp4").write_bytes(whole)
+    (folder / "mixed/b.mp4").write_text("no film")
+    (folder / "folder.png").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.mp4"], "missing.mp4"),
+        (["bare"], "no clip in the folder bare"),
+        (["text.mp4"], "text.mp4"),
+        (["cut.mp4"], "cut.mp4"),
+        (["mixed"], "b.mp4"),
+        (["--captions", " "], "no caption"),
+        (["--captions", "empty.txt"], "no caption in 'empty.txt'"),
+        (["--captions", "binary.txt"], "binary.txt"),
+        (["--captions", "missing.txt"], "missing.txt"),
+        (["--model", "bare"], "bare is no adapter folder"),
+        (["--model", "nowhere"], "nowhere is no adapter folder"),
+        (["--picture", "nowhere/x.png"], "nowhere/x.png"),
+        (["--picture", "x.mp4"], "must end in .png"),
+        (["--picture", "folder.png"], "it is a folder"),
+        (["--picture", ""], "must end in .png"),
+        (["--write-samples", "text.mp4"], "text.mp4"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_one_sentence_and_status_two(run, tmp_path, arguments, words):
+    broken_things(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "") and words in err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_picture_is_refused_before_the_work(run, monkeypatch):
+    monkeypatch.setattr(room, "read_clips", lambda *_: pytest.fail("the work has begun"))
+    assert run("--picture", "nowhere/x.png")[0] == 2
+
+
+def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
+    def fail_late(path, _):
+        Path(path).write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    image = Image.new("RGB", (4, 4), "red")
+    room.save_picture(image, tmp_path / "x.png")
+    before = (tmp_path / "x.png").read_bytes()
+    monkeypatch.setattr(image, "save", fail_late)
+    with pytest.raises(OSError, match="full"):
+        room.save_picture(image, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes() == before and len(os.listdir(tmp_path)) == 1
+
+
+def test_the_first_page_lists_all_notebooks_in_order():
+    page = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
+    text = "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown")
+    listed = re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", text, re.M)
+    assert listed == [path.name for path in NOTEBOOKS if path.stem != "index"]
+
+
+def test_the_card_tells_the_figures():
+    samples = CLIPS.parent
+    card = (samples / "README.md").read_text(encoding="utf-8")
+    for name in ("clip", "adapter"):
+        made = json.loads((samples / name / "training.json").read_text(encoding="utf-8"))
+        assert made["command"] in card and made["versions"]["torch"] in card
+        rows = made.get("validation") or [made["figures"]]
+        figures = [v for row in rows for v in row.values() if isinstance(v, float)]
+        assert figures and [v for v in figures if f"{v:.1f}" not in card and f"{v:.2f}" not in card] == []
+    with (samples / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    weights = {row["weights"] for row in rows if row["adapter"] == "moving-shapes"}
+    model = BTAdapter.from_pretrained("moving-shapes")
+    assert {row["fingerprint"] for row in rows} >= {model.clip.fingerprint}
+    assert weights in (set(), {weights_hash(model.branch)})
+
+
+def test_links_of_the_first_page_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)\s#]+)", text) if not re.match(r"[a-z]+:", t)]
+    assert len(targets) > len(NOTEBOOKS)
+    assert [t for t in targets if not (ROOT / t).exists()] == []
