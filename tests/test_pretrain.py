@@ -117,7 +117,7 @@ def test_command_writes_an_adapter_that_loads(tmp_path):
     "arguments, message",
     [
         (["--preset", "huge"], "no preset is called 'huge': use quick or full"),
-        (["--clip", "nowhere"], "no CLIP is called 'nowhere'"),
+        (["--clip", "nowhere"], "No CLIP is called 'nowhere'"),
         (["--out", "taken"], "taken"),
         (["--steps", "0"], "steps must be 1 or more"),
     ],
