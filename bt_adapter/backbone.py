@@ -173,10 +173,8 @@ def _load_named(name, pretrained):
         raise ValueError(f"No CLIP is called {name!r} and no such folder exists: try {near}.")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
-        known = ", ".join(tags) or "none"
-        raise ValueError(
-            f"{pretrained!r} is neither a file nor weights of {name}, which has {known}."
-        )
+        near = ", ".join(difflib.get_close_matches(pretrained, tags, 3, 0.3) or tags[:3]) or "none"
+        raise ValueError(f"{pretrained!r} is neither a file nor weights of {name}: try {near}.")
     quiet = logging.getLogger()
     level, quiet.level = quiet.level, logging.ERROR  # random weights are what was asked for
     try:

@@ -89,10 +89,10 @@ def mean_pooled(
 
 def adapted(
     model: BTAdapter,
-    states: Sequence[torch.Tensor],  # at least K + 1 of (b, t, 1 + l, d)
+    states: Sequence[torch.Tensor],  # as many as the branch reads, or more
 ) -> torch.Tensor:  # (b, c)
     "Eq. 3 to 5: the embedding of BT-Adapter."
-    return model.encode_states(states[-(model.config.layers + 1) :]).embedding
+    return model.encode_states(states).embedding
 
 # %% ../nbs/30_retrieval.ipynb #6aa24ca6
 def wrong_orders(
@@ -112,7 +112,7 @@ def wrong_orders(
 def shuffled(
     model: BTAdapter,
     rng: np.random.Generator,  # draws the orders, clip after clip
-    states: Sequence[torch.Tensor],  # at least K + 1 of (b, t, 1 + l, d)
+    states: Sequence[torch.Tensor],  # as many as the branch reads, or more
 ) -> torch.Tensor:  # (b, c)
     "The embedding of BT-Adapter for clips whose frames come in a wrong order."
     clips, frames = states[0].shape[:2]
@@ -200,7 +200,7 @@ def gallery_scores(
 ) -> list[dict]:  # a row a method: its name, then `FIGURES` in percent
     "Frozen CLIP, BT-Adapter, and BT-Adapter with shuffled frames on one gallery."
     methods = {"frozen CLIP": partial(mean_pooled, model.clip)} | adapter_methods(model)
-    found = method_scores(model.clip, methods, model.config.layers + 1, scenes, frames)
+    found = method_scores(model.clip, methods, model.config.states, scenes, frames)
     return [{"method": name} | figures for name, figures in found.items()]
 
 # %% ../nbs/30_retrieval.ipynb #2a4be05b
@@ -263,7 +263,7 @@ def compare(
         methods = {("", "frozen CLIP"): partial(mean_pooled, clip)}
         for name, model in beside.items():
             methods |= {(name, method): f for method, f in adapter_methods(model).items()}
-        last = 1 + max(model.config.layers for model in beside.values())
+        last = max(model.config.states for model in beside.values())
         for (name, method), figures in method_scores(clip, methods, last, scenes).items():
             rows.append({"adapter": name, "method": method, "fingerprint": mark} | figures)
     return rows

@@ -200,7 +200,7 @@ def test_transform_crops_the_centre_of_any_size(height, width):
 
 
 def test_transform_is_open_clips_own():
-    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
     from PIL import Image
 
     clip = load_named_small()
@@ -209,8 +209,8 @@ def test_transform_is_open_clips_own():
         video.permute(0, 3, 1, 2).float(), size=(300, 400), mode="bicubic"
     )
     video = smooth.clamp(0, 255).byte().permute(0, 2, 3, 1)
-    theirs = open_clip.image_transform_v2(
-        open_clip.PreprocessCfg(**{**clip.preprocess, "size": clip.image_size}), is_train=False
+    theirs = image_transform_v2(
+        PreprocessCfg(**{**clip.preprocess, "size": clip.image_size}), is_train=False
     )(Image.fromarray(video[0].numpy()))
     assert (clip.transform(video)[0] - theirs).abs().mean() < 0.02
 
@@ -315,6 +315,7 @@ def test_a_clip_that_is_none_is_refused(video):
 
 
 def test_importing_takes_neither_open_clip_nor_torchvision():
-    code = "import bt_adapter.backbone, sys; print(sorted({'open_clip', 'torchvision'} & {*sys.modules}))"
+    heavy = "{'open_clip', 'torchvision'}"
+    code = f"import bt_adapter.backbone, sys; print(sorted({heavy} & {{*sys.modules}}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -66,12 +66,11 @@ def error(found, recorded):
     """The largest difference of the recorded values, relative to the tensor's largest."""
     found = sample(found)
     assert found.shape == recorded.shape
-    values = slice(None) if len(recorded) <= 26 else slice(0, -2)
-    scale = recorded.abs().max()
-    worst = (found - recorded)[values].abs().max()
-    if len(recorded) > 26:  # and what the sample does not hold, through the length
-        worst = worst.maximum((found[-1] - recorded[-1]).abs() * scale / recorded[-1])
-    return (worst / scale).item()
+    if len(recorded) <= 26:
+        return ((found - recorded).abs().max() / recorded.abs().max()).item()
+    values, largest, length = recorded[:-2], recorded[-2], recorded[-1]
+    worst = (found[:-2] - values).abs().max() / largest
+    return worst.maximum((found[-1] - length).abs() / length).item()  # what the values leave out
 
 
 def told(name, errors):
@@ -469,7 +468,7 @@ def test_the_first_difference_is_named(parameter, layer):
     video = clips_first(recording("eval_norm")["video"])
     a, b = (load_released(weights("official"), heads=4) for _ in range(2))
     assert first_difference(a, b, video) is None
-    b.get_parameter(parameter).data.flatten()[::3] += 0.1
+    b.get_parameter(parameter).data.flatten()[::5] += 0.1  # a layer norm forgets what is alike
     assert first_difference(a, b, video).layer == layer
     assert first_difference(trace(a, video), b, video).layer == layer
 
@@ -565,7 +564,7 @@ def changed(**changes):
         ),
         (changed(**{"backbone.balance1": torch.zeros(63)}), "do not fit together: size mismatch"),
         (
-            changed(**{"backbone.position_embedding.weight": torch.zeros(26, 64)}),
+            changed(**{"backbone.position_embedding.weight": torch.zeros(20, 64)}),
             "do not fit together",
         ),
         (
