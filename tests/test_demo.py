@@ -198,7 +198,10 @@ def test_the_card_tells_the_figures():
         assert made["command"] in card and made["versions"]["torch"] in card
         rows = made.get("validation") or [made["figures"]]
         figures = [v for row in rows for v in row.values() if isinstance(v, float)]
-        assert figures and [v for v in figures if f"{v:.1f}" not in card and f"{v:.2f}" not in card] == []
+        assert (
+            figures
+            and [v for v in figures if f"{v:.1f}" not in card and f"{v:.2f}" not in card] == []
+        )
     with (samples / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     model = BTAdapter.from_pretrained("moving-shapes")

@@ -104,7 +104,9 @@ def test_motion_scores_need_more_than_one_frame():
         vectors = torch.stack([torch.randn(512, generator=g) for g in draws])
         return torch.nn.functional.normalize(vectors, dim=-1)
 
-    scores = world.motion_scores(encode([world.caption(bag_of_frames(s)) for s in scenes]), scenes, encode)
+    scores = world.motion_scores(
+        encode([world.caption(bag_of_frames(s)) for s in scenes]), scenes, encode
+    )
     assert 0.35 < scores["direction"] < 0.65
 
 
