@@ -1,4 +1,4 @@
-"""The demonstration: the shipped clips, the command's results and its refusals, and the first page."""
+"""The demonstration: the shipped clips, the command's results, its refusals, the first page."""
 
 import csv
 import json
@@ -102,7 +102,7 @@ def test_captions_are_ranked_for_own_clips(run, tmp_path):
 
 
 def test_brackets_are_no_markup(run):
-    status, out, err = run(CLIPS / "grow.mp4", "--captions", "[/b] grows", "--captions", "[red]")
+    status, out, _ = run(CLIPS / "grow.mp4", "--captions", "[/b] grows", "--captions", "[red]")
     assert status == 0 and "[/b] grows" in out and "[red]" in out
 
 

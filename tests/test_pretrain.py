@@ -1,7 +1,6 @@
 """Pretraining: what is stored, what moves and what does not, and the command's mistakes."""
 
 import json
-import math
 import subprocess
 import sys
 from dataclasses import replace
