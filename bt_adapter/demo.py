@@ -12,7 +12,6 @@ __all__ = ['ACTORS', 'HEAT', 'SCORES', 'app', 'sample_scenes', 'write_samples', 
 import csv
 import os
 import re
-from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated
