@@ -25,7 +25,8 @@ def table(
     "Rows as a rich table: numbers on the right, words on the left, one decimal."
     made = Table(title=title, title_justify="left", title_style="bold")
     for name, value in rows[0].items():
-        made.add_column(name, justify="left" if isinstance(value, str) else "right")
+        side = "left" if isinstance(value, str) else "right"
+        made.add_column(name, justify=side, overflow="fold")
     for row in rows:
         made.add_row(*(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()))
     return made

@@ -1,0 +1,43 @@
+"""The adapter that comes with the package, held to what the first page says of it."""
+
+import csv
+
+import pytest
+
+from bt_adapter.backbone import samples_folder
+from bt_adapter.branch import BTAdapter
+from bt_adapter.moving_shapes import gallery
+from bt_adapter.retrieval import gallery_scores, weights_hash
+
+
+@pytest.fixture(scope="module")
+def model():
+    return BTAdapter.from_pretrained("moving-shapes")
+
+
+@pytest.mark.slow
+def test_shipped_adapter_finds_captions_it_has_not_seen(model):
+    rows = {row["method"]: row for row in gallery_scores(model, gallery("test", 408))}
+    frozen, adapted, shuffled = (
+        rows[name] for name in ("frozen CLIP", "BT-Adapter", "BT-Adapter, shuffled")
+    )
+    for name, least in {"R@1": 70, "R@5": 95}.items():
+        assert adapted[f"T2V {name}"] >= least and adapted[f"V2T {name}"] >= least
+    assert adapted["motion"] >= 95 and adapted["direction"] >= 97
+    assert frozen["motion"] <= 20
+    for row in (frozen, shuffled):  # without order, opposites are a guess
+        assert 40 <= row["direction"] <= 60
+    assert shuffled["motion"] <= 60  # the pair, and a guess between the two
+
+
+def test_results_are_of_the_shipped_adapter(model):
+    with (samples_folder() / "results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "BT-Adapter"]
+    assert len(rows) == 3 and len({row["weights"] for row in rows}) == 3
+    assert weights_hash(model.branch) in {row["weights"] for row in rows}
+    assert {row["fingerprint"] for row in rows} == {model.clip.fingerprint}
+
+
+def test_shipped_files_are_small():
+    files = [*samples_folder().glob("clip/*"), *samples_folder().glob("adapter/*")]
+    assert sum(file.stat().st_size for file in files) <= 12e6
