@@ -256,7 +256,7 @@ def validate(
 
 # %% ../nbs/24_pretraining.ipynb #41fab8c9
 PRESETS = dict(
-    quick=PretrainConfig(steps=120, objects=40, takes=1, groups=2),
+    quick=PretrainConfig(steps=240, objects=60, takes=1, muon_lr=0.02),
     full=PretrainConfig(),
 )
 

@@ -749,6 +749,8 @@ def load_released_chat(
         raise ValueError(
             "A chat backbone is a CLIP of OpenAI's and a branch; this is another thing."
         )
+    if layout.whole and layout.branch < 2:
+        raise ValueError("Chat reads the last branch layer but one, and this branch has only one.")
     config = released_config(state, layout, gated)
     if layout.whole:
         model = assemble(clip_of(state, layout, heads), config, state, layout)

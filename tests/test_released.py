@@ -294,6 +294,15 @@ def test_a_cut_checkpoint_takes_states_only():
         load_released(tuned_checkpoint(), heads=4)
 
 
+def test_a_chat_backbone_is_a_clip_and_a_branch_of_some_layers():
+    one = BTAdapter(tiny_clip(quick_gelu=True), BranchConfig(layers=1, convention="released"))
+    with pytest.raises(ValueError, match="this branch has only one"):
+        load_released_chat(released_tensors(one), heads=3)
+    for state in (weights("eva"), branch_alone()):
+        with pytest.raises(ValueError, match="A chat backbone is a CLIP of OpenAI's and a branch"):
+            load_released_chat(state, heads=4)
+
+
 # --- names, both ways ---
 
 
