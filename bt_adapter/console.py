@@ -14,6 +14,7 @@ from itertools import count
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TextColumn, track
 from rich.table import Table
 
@@ -23,12 +24,13 @@ def table(
     title: str = "",
 ) -> Table:
     "Rows as a rich table: numbers on the right, words on the left, one decimal."
-    made = Table(title=title, title_justify="left", title_style="bold")
+    made = Table(title=escape(title), title_justify="left", title_style="bold")
     for name, value in rows[0].items():
         side = "left" if isinstance(value, str) else "right"
-        made.add_column(name, justify=side, overflow="fold")
+        made.add_column(escape(name), justify=side, overflow="fold")
     for row in rows:
-        made.add_row(*(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()))
+        cells = (f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values())
+        made.add_row(*map(escape, cells))
     return made
 
 # %% ../nbs/04_console.ipynb #5f34f3d1
