@@ -50,7 +50,7 @@ def test_installed_metadata_is_settings_ini():
     assert installed["Summary"] == settings["description"]
     assert installed["License-Expression"] == settings["license"] == "Apache-2.0"
     assert installed["Requires-Python"] == f">={settings['min_python']}"
-    assert installed.get_all("Provides-Extra") == ["train", "lab", "dev"]
+    assert installed.get_all("Provides-Extra") == ["lab", "dev"]
 
 
 def test_versions_agree():
