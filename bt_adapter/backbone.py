@@ -124,12 +124,9 @@ def grid(self: FrozenCLIP) -> tuple[int, int]:
 
 # %% ../nbs/10_backbone.ipynb #b117f014
 def fingerprint(visual: nn.Module) -> str:
-    "Twelve hexadecimal digits from the first and last weights of an image tower."
-    parts = tower_parts(visual)
-    first, last = parts["blocks"][0], parts["blocks"][-1]
-    weights = [parts["position"], *first.parameters(), *last.parameters()]
+    "Twelve hexadecimal digits of every weight of an image tower."
     digest = hashlib.sha256()
-    for weight in weights:
+    for weight in visual.parameters():
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
 
@@ -240,26 +237,35 @@ def layer_outputs(
 def encode_text(
     self: FrozenCLIP,
     texts: list[str],  # b captions; those too long keep their end token
-) -> torch.Tensor:  # (b, c) of unit length
+) -> torch.Tensor:  # fp32 (b, c) of unit length
     "Text features t of Eq. 6."
     if isinstance(texts, str) or not len(texts) or not all(str(t).strip() for t in texts):
         raise ValueError("encode_text takes a list of at least one caption, none of them empty.")
     if self.tokenizer is None:
         raise ValueError(f"{self.name} cannot encode text: it came without words.")
     ids = self.tokenizer(list(texts)).to(self.position.device)
-    return F.normalize(self.model.encode_text(ids), dim=-1)
+    return F.normalize(self.model.encode_text(ids).float(), dim=-1)
 
 # %% ../nbs/10_backbone.ipynb #08a8cbb0
+@patch
+def pool(
+    self: FrozenCLIP,
+    states: torch.Tensor,  # (b, t, 1 + l, d) of the final layer
+) -> torch.Tensor:  # fp32 (b, c) of unit length
+    "The mean of the frames' image features."
+    features = self.project(self.norm(states[:, :, 0].to(self.dtype)))
+    return F.normalize(F.normalize(features.float(), dim=-1).mean(1), dim=-1)
+
+
 @patch
 @torch.no_grad()
 def encode_video(
     self: FrozenCLIP,
     frames: torch.Tensor,  # (b, t, 3, height, width), from `transform`
-) -> torch.Tensor:  # (b, c) of unit length
-    "The baseline that needs no branch: the mean of the frames' image features."
+) -> torch.Tensor:  # fp32 (b, c) of unit length
+    "The baseline that needs no branch: CLIP on single frames, pooled."
     (states,) = self.layer_outputs(frames, last=1)
-    features = self.project(self.norm(states[:, :, 0]))
-    return F.normalize(F.normalize(features, dim=-1).mean(1), dim=-1)
+    return self.pool(states)
 
 # %% ../nbs/10_backbone.ipynb #f3551286
 @patch

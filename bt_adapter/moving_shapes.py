@@ -7,13 +7,14 @@ __all__ = ['SHAPES', 'COLOURS', 'BACKGROUNDS', 'MOTIONS', 'TEMPLATES', 'circle',
            'plain', 'striped', 'Motion', 'add_motion', 'line', 'on_circle', 'Thing', 'Scene', 'pixel_grid', 'paint',
            'paint_over', 'empty', 'segment_times', 'render', 'a', 'thing_phrase', 'caption', 'static_caption',
            'opposite', 'split_of', 'pairs', 'other_colours', 'random_thing', 'random_scene', 'gallery', 'long_exposure',
-           'motion_candidates', 'motion_scores']
+           'motion_candidates', 'motion_similarity', 'motion_scores']
 
 # %% ../nbs/02_moving_shapes.ipynb #0a2aeddf
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -123,7 +124,8 @@ for v, dy in ("up", -1), ("down", 1):
 # %% ../nbs/02_moving_shapes.ipynb #fb6366fb
 add_motion("grow", "grows", "shrink", "shrinks", lambda s, phase: dict(scale=0.7 + 0.6 * s))
 add_motion(
-    "appear", "appears", "disappear", "disappears", lambda s, phase: dict(alpha=0.2 + 0.8 * s)
+    *("appear", "appears", "disappear", "disappears"),
+    lambda s, phase: dict(alpha=0.2 + 0.8 * s**2 * (3 - 2 * s)),
 )
 add_motion("turn", "turns {other}", "return", "turns {colour}", lambda s, phase: dict(mix=s > 0.5))
 
@@ -366,7 +368,7 @@ def long_exposure(
 ) -> torch.Tensor:  # uint8 (size, size, 3)
     "One picture of the whole motion, in which later moments count more."
     times = segment_times(moments)
-    weight = (times**2 / (times**2).sum())[:, None, None]
+    weight = (times**3 / (times**3).sum())[:, None, None]
     picture = empty(scene, 1, size)[0]
     for thing in scene.things:
         cover, colour = paint(thing, times, size)
@@ -382,6 +384,19 @@ def motion_candidates(scene: Scene) -> list[str]:
     return [caption(replace(scene, things=(replace(thing, motion=m),))) for m in MOTIONS]
 
 
+def motion_similarity(
+    embeddings: torch.Tensor,  # (b, c) of the clips, unit length
+    scenes: Sequence[Scene],  # the b scenes of one thing that they show
+    encode_text: Callable[[list[str]], torch.Tensor],  # captions -> (n, c), unit length
+) -> torch.Tensor:  # (b, motions) cosines, in the order of `MOTIONS`
+    "Each clip against its caption with each motion."
+    candidates = [motion_candidates(scene) for scene in scenes]
+    row = {text: i for i, text in enumerate(dict.fromkeys(chain(*candidates)))}
+    rows = torch.tensor([[row[text] for text in texts] for texts in candidates])
+    features = encode_text(list(row))[rows]
+    return torch.einsum("bc,bmc->bm", embeddings.float(), features.float())
+
+
 def motion_scores(
     embeddings: torch.Tensor,  # (b, c) of the clips, unit length
     scenes: Sequence[Scene],  # the b scenes of one thing that they show
@@ -391,13 +406,7 @@ def motion_scores(
     names = list(MOTIONS)
     truth = torch.tensor([names.index(scene.things[0].motion) for scene in scenes])
     reverse = torch.tensor([names.index(MOTIONS[names[i]].opposite) for i in truth])
-    texts = [text for scene in scenes for text in motion_candidates(scene)]
-    distinct = list(dict.fromkeys(texts))
-    row = {text: i for i, text in enumerate(distinct)}
-    features = encode_text(distinct)[[row[text] for text in texts]].view(
-        len(scenes), len(names), -1
-    )
-    similarity = torch.einsum("bc,bmc->bm", embeddings.float(), features.float())
+    similarity = motion_similarity(embeddings, scenes, encode_text)
     right, wrong = (similarity.gather(1, i[:, None])[:, 0] for i in (truth, reverse))
     return dict(
         motion=(similarity.argmax(1) == truth).float().mean().item(),

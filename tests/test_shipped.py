@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+from card import card
 
 from bt_adapter.backbone import samples_folder
 from bt_adapter.branch import BTAdapter
@@ -41,3 +42,7 @@ def test_results_are_of_the_shipped_adapter(model):
 def test_shipped_files_are_small():
     files = [*samples_folder().glob("clip/*"), *samples_folder().glob("adapter/*")]
     assert sum(file.stat().st_size for file in files) <= 12e6
+
+
+def test_the_card_is_made_from_the_files():
+    assert (samples_folder() / "README.md").read_text() == card()

@@ -55,7 +55,7 @@ def test_groups_differ_in_one_thing_only():
 def test_the_shipped_clip_knows_frames_and_words():
     clip = load_clip("moving-shapes")
     assert small_clip.static_recall(clip, frames_per_caption=1, seed=77) >= 0.85
-    assert small_clip.opposite_cosines(clip, gallery("test")).mean() < 0.8
+    assert small_clip.opposite_cosines(clip, gallery("test")).max() < 0.8  # every single caption
 
 
 def test_the_shipped_card_says_how_it_was_made():

@@ -1,0 +1,105 @@
+"""The card of the shipped files, made from what their commands wrote: python tests/card.py"""
+
+import csv
+import json
+from pathlib import Path
+
+SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
+CARD = """\
+# The shipped files
+
+Everything here was made by commands of the package, with seed 0, and can be made again from the
+root of the repository. Training on another machine or version gives other bits and the same
+figures up to noise.
+`python tests/card.py` writes this page.
+
+| folder or file | what it is | size |
+|---|---|---|
+| `clips/`, `captions.csv` | twelve clips, 128 x 128 pixels, 24 frames, H.264 | {clips_size} |
+| `clip/` | the small CLIP: 12 layers of width 96, in open_clip's format | {clip_size} |
+| `adapter/` | a BT-Adapter with 4 layers beside it | {adapter_size} |
+| `results.csv` | retrieval on the test split | |
+
+## Clips
+
+    bta-demo --write-samples data_samples
+
+Six objects of the test split, whose colours and shapes training never shows together in motion;
+each in a motion and in its opposite, with the same frames in another order. They were drawn with
+seed 0 and not chosen by how well a model does on them. They are rendered by the package and share
+its licence.
+
+## Small CLIP
+
+{clip_made}
+
+Figures on pictures that training did not see; `cosine of opposites` is the mean over captions of
+the validation split and their opposites, which the adapter needs to be apart.
+
+{clip_figures}
+
+## Adapter
+
+{adapter_made}
+
+It stands beside the CLIP above. Figures on the validation split, percent; every setting was
+chosen on it.
+
+{adapter_figures}
+
+## Results
+
+Figures on the test split, percent, are in `results.csv`, one row for each adapter and method,
+with the command, the hash of the weights and the versions. They were made by
+
+{results_commands}
+"""
+
+
+def shown(value):
+    """A figure as the card prints it."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) <= 1 else f"{value:.1f}"
+
+
+def table(rows):
+    """A Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([*map(shown, r.values())] for r in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def made(run):
+    """Command, settings, time and versions of a training."""
+    settings = ", ".join(f"{k} {v}" for k, v in run["settings"].items() if v is not None)
+    versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
+    return f"""    {run["command"]}
+
+Trained for {run["seconds"]} seconds ({settings})
+with {versions}."""
+
+
+def size(folder):
+    """Of all files in it."""
+    return f"{sum(f.stat().st_size for f in (SAMPLES / folder).rglob('*')) / 1e6:.1f} MB"
+
+
+def card():
+    """The page."""
+    clip, adapter = (
+        json.loads((SAMPLES / name / "training.json").read_text()) for name in ("clip", "adapter")
+    )
+    with (SAMPLES / "results.csv").open() as file:
+        commands = dict.fromkeys(row["command"] for row in csv.DictReader(file))
+    return CARD.format(
+        **{f"{name}_size": size(name) for name in ("clips", "clip", "adapter")},
+        clip_made=made(clip),
+        clip_figures=table([clip["figures"]]),
+        adapter_made=made(adapter),
+        adapter_figures=table(adapter["validation"]),
+        results_commands="\n".join("    " + command for command in commands),
+    )
+
+
+if __name__ == "__main__":
+    (SAMPLES / "README.md").write_text(card())
