@@ -6,7 +6,9 @@ __all__ = ['FORMATS', 'SUFFIXES', 'sample_indices', 'write_clip', 'ClipError', '
 # %% ../nbs/00_video.ipynb #f653ffb1
 import os
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -98,14 +100,15 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,o
 
 # %% ../nbs/00_video.ipynb #eb3a0592
 @contextmanager
-def _opened(path):
+def _opened(path, data=None, **options):
     "The container and its video stream; what PyAV raises meanwhile becomes a ClipError."
     import av
 
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    source = os.path.abspath(path) if data is None else BytesIO(data)
+    options |= {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     reason = "it is no video file, or one that was cut off"
     try:
-        with av.open(os.path.abspath(path), options=options, metadata_errors="ignore") as container:
+        with av.open(source, options=options, metadata_errors="ignore") as container:
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise ClipError(f"Cannot read {path}: there is sound in it at most, but no video.")
@@ -118,15 +121,22 @@ def _opened(path):
         raise ClipError(f"Cannot read {path}: {reason}.") from None
 
 # %% ../nbs/00_video.ipynb #5fd79e58
-def _survey(path):
-    "The number of frames, and whether every group of pictures is closed in a file with an index."
-    with _opened(path) as (container, stream):
+@dataclass(frozen=True)
+class _Survey:
+    shown: list[int]  # when frame i is shown, in ticks of the stream
+    closed: bool  # is every group of pictures, in a file with an index?
+    tick: Fraction  # seconds
+
+# %% ../nbs/00_video.ipynb #f9caac65
+def _survey(path, data=None):
+    "When the frames are shown, and whether one may start at any key frame."
+    with _opened(path, data, skip_frame="all") as (container, stream):
         packets = [
             (packet.pts, packet.is_keyframe, packet.is_discard)
             for packet in container.demux(stream)
             if packet.size and not packet.is_corrupt
         ]
-        count, indexed = len(packets), len(stream.index_entries)
+        count, indexed, tick = len(packets), len(stream.index_entries), stream.time_base
         listed = container.format.name.startswith(("mov,", "matroska,")) and stream.name != "vp8"
     if count < indexed:
         raise ClipError(
@@ -136,9 +146,13 @@ def _survey(path):
     if listed and count and len(rank) == count and not any(hidden for _, _, hidden in packets):
         early = [rank[time] - i for i, (time, key, _) in enumerate(packets) if key or i == 0]
         if packets[0][1] and early[0] == 0:
-            return count, not any(early)
-    with _opened(path) as (container, stream):
-        return sum(1 for _ in container.decode(stream)), False
+            return _Survey(list(rank), not any(early), tick)
+    with _opened(path, data) as (container, stream):
+        times = [frame.pts for frame in container.decode(stream)]
+        rate = stream.average_rate or 25
+    if None in times or times != sorted(set(times)):  # times that are none: equal steps instead
+        times, tick = list(range(len(times))), 1 / Fraction(rate)
+    return _Survey(times, False, tick)
 
 # %% ../nbs/00_video.ipynb #7413fc3c
 def _unpad(frame):
@@ -147,23 +161,24 @@ def _unpad(frame):
     return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 # %% ../nbs/00_video.ipynb #437017b3
-def _jump(path, indices):
+def _jump(path, indices, data=None):
     "Frames index -> (h, w, 3) by decord, which jumps to key frames; None where it fails."
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
+    source = os.path.abspath(path) if data is None else BytesIO(data)
     try:
         with decord.bridge.use_torch():
-            reader = decord.VideoReader(os.path.abspath(path), num_threads=1, fault_tol=1e-9)
+            reader = decord.VideoReader(source, num_threads=1, fault_tol=1e-9)
             return {i: _unpad(reader[i]) for i in dict.fromkeys(indices)}
     except Exception:  # decord has no common class for its errors; PyAV finds the reason
         return None
 
-# %% ../nbs/00_video.ipynb #f0b75446
-def _walk(path, indices):
+# %% ../nbs/00_video.ipynb #d821098f
+def _walk(path, indices, data=None):
     "Frames index -> (h, w, 3) by PyAV, decoding from the beginning."
     wanted, kept = set(indices), {}
-    with _opened(path) as (container, stream):
+    with _opened(path, data) as (container, stream):
         size = {"width": stream.width, "height": stream.height}
         for i, frame in enumerate(container.decode(stream)):
             if i in wanted:
@@ -174,20 +189,38 @@ def _walk(path, indices):
     raise ClipError(f"Cannot read {path}: it is damaged, frame {max(wanted)} is missing.")
 
 # %% ../nbs/00_video.ipynb #f6202f19
+def _inside(path, survey, span):
+    "Indices of the frames shown within a span of seconds from the first frame."
+    if span is None:
+        return range(len(survey.shown))
+    ticks, seconds = [t - survey.shown[0] for t in survey.shown], survey.tick.as_integer_ratio()
+    times = [t * seconds[0] / seconds[1] for t in ticks]  # rounded once, so 3 s are 3 s
+    inside = [i for i, time in enumerate(times) if span[0] <= time < span[1]]
+    if not inside:
+        raise ClipError(f"Cannot read {path}: no frame lies in seconds {span[0]} to {span[1]}.")
+    return inside
+
+# %% ../nbs/00_video.ipynb #8117dff1
 def read_clip(
     path,  # of a video file
     frames=8,  # t, frames wanted
     generator=None,  # torch.Generator for random places, as in sample_indices
+    span=None,  # (start, end) in seconds: the part that is meant, default all
+    data=None,  # bytes of the file if it is not on the disk; the path is then its name in messages
 ) -> torch.Tensor:
     "Frames uint8 (t, h, w, 3) from equal segments of a clip, upright; ClipError if it is none."
     if frames < 1:
         raise ValueError(f"Cannot read {frames} frames of {path}: ask for at least 1.")
-    _check_file(path)
-    total, closed = _survey(path)
-    if not total:
+    if data is None:
+        _check_file(path)
+    elif not data:
+        raise ClipError(f"Cannot read {path}: it is empty.")
+    survey = _survey(path, data)
+    if not survey.shown:
         raise ClipError(f"Cannot read {path}: it holds no frames.")
-    indices = sample_indices(total, frames, generator).tolist()
-    kept = (_jump(path, indices) if closed else None) or _walk(path, indices)
+    inside = _inside(path, survey, span)
+    indices = [inside[i] for i in sample_indices(len(inside), frames, generator).tolist()]
+    kept = (_jump(path, indices, data) if survey.closed else None) or _walk(path, indices, data)
     return torch.stack([kept[i] for i in indices])
 
 # %% ../nbs/00_video.ipynb #b4d99093

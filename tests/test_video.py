@@ -166,7 +166,8 @@ CLOSED = {"plain.mp4", "b_frames.mp4", "short_groups.mkv", "sound.mp4", "vp9.web
 def test_frame_i_is_the_frame_shown_at_place_i(tmp_path, name, monkeypatch):
     total = 150
     path = encode(tmp_path / name, numbered(total), **KINDS[name])
-    assert video._survey(path) == (total, name in CLOSED)
+    survey = video._survey(path)
+    assert (len(survey.shown), survey.closed) == (total, name in CLOSED)
     monkeypatch.delattr(video, "_walk" if name in CLOSED else "_jump")  # which decoder, is settled
     for frames in (1, 8, 13, total, total + 5):
         assert numbers(read_clip(path, frames)) == sample_indices(total, frames).tolist()
@@ -214,7 +215,8 @@ def test_frames_cut_off_by_an_edit_list_are_not_shown(tmp_path, frames, options)
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_turned_clips_come_out_upright(tmp_path, degrees, options):
     path = encode(tmp_path / "turned.mp4", numbered(150, 32, 64), options=options)
-    assert video._survey(path) == (150, not options)
+    survey = video._survey(path)
+    assert (len(survey.shown), survey.closed) == (150, not options)
     turn(path, degrees)
     upright = np.rot90(numbered(150, 32, 64), -degrees // 90, (1, 2))
     got = read_clip(path, 150)
@@ -232,7 +234,7 @@ def test_every_width(tmp_path):
             wanted = np.stack(
                 [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
             )
-        assert video._survey(path)[1]
+        assert video._survey(path).closed
         assert np.array_equal(read_clip(path, 5), wanted), width
 
 
@@ -246,6 +248,39 @@ def test_odd_sizes(tmp_path, height, width):
 def test_one_frame(tmp_path):
     path = encode(tmp_path / "one.mp4", numbered(6)[5:])
     assert numbers(read_clip(path, 4)) == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("keyint", [1, 2, 3, 12])
+def test_jumping_between_many_key_frames(tmp_path, keyint, monkeypatch):
+    options = {"x264-params": f"keyint={keyint}:bframes=2:b-adapt=0"}
+    path = encode(tmp_path / "keys.mp4", numbered(60), options=options)
+    monkeypatch.delattr(video, "_walk")
+    for frames in (1, 7, 60):
+        assert numbers(read_clip(path, frames)) == sample_indices(60, frames).tolist()
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "open_groups.mp4", "short_groups.mkv", "old.mpg"])
+def test_a_part_of_a_clip_and_a_clip_in_memory(tmp_path, name):
+    path = encode(tmp_path / name, numbered(100), **KINDS[name])  # 25 frames in a second
+    data = path.read_bytes()
+    assert numbers(read_clip("memory", 9, data=data)) == sample_indices(100, 9).tolist()
+    assert numbers(read_clip(path, 25, span=(2, 3))) == list(range(50, 75))
+    assert numbers(read_clip("memory", 5, span=(3.8, 99), data=data)) == list(range(95, 100))
+    drawn = read_clip(path, 6, torch.Generator().manual_seed(0), span=(1, 2))
+    assert all(25 <= number < 50 for number in numbers(drawn))
+    for span in ((5, 6), (2, 2)):
+        with pytest.raises(ClipError, match="no frame lies in seconds"):
+            read_clip(path, span=span)
+
+
+def test_broken_files_in_memory(tmp_path, capfd):
+    for name, words in broken_files(tmp_path).items():
+        if words in ("no such file", "folder", "no ordinary file"):
+            continue
+        with pytest.raises(ClipError, match=words) as error:
+            read_clip("shard.tar/7.mp4", data=(tmp_path / name).read_bytes())
+        assert "shard.tar/7.mp4" in str(error.value)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.fixture(scope="module")
