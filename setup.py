@@ -28,7 +28,7 @@ setup(
     # data_samples/ stands at the root of the repository and inside the installed package
     packages=[*find_packages(include=["bt_adapter*"]), "bt_adapter.data_samples"],
     package_dir={"bt_adapter.data_samples": "data_samples"},
-    package_data={"bt_adapter.data_samples": ["**/*"]},
+    package_data={"bt_adapter": ["static/*"], "bt_adapter.data_samples": ["**/*"]},
     install_requires=lines("requirements"),
     extras_require={
         key.removesuffix("_requirements"): lines(key)

@@ -83,5 +83,10 @@ def run(app: typer.Typer):
     try:
         app()
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        reason = error
+    except ModuleNotFoundError as error:
+        reason = f"this needs {error.name}: pip install 'bt-adapter[chat,train]' brings it"
+    else:
+        return
+    print(f"error: {reason}", file=sys.stderr)
+    raise SystemExit(2)

@@ -50,7 +50,7 @@ def test_installed_metadata_is_settings_ini():
     assert installed["Summary"] == settings["description"]
     assert installed["License-Expression"] == settings["license"] == "Apache-2.0"
     assert installed["Requires-Python"] == f">={settings['min_python']}"
-    assert installed.get_all("Provides-Extra") == ["lab", "dev"]
+    assert installed.get_all("Provides-Extra") == ["train", "chat", "lab", "dev"]
 
 
 def test_versions_agree():
@@ -122,8 +122,9 @@ def test_wheel_carries_the_samples(tmp_path):
         if p.is_file()
     }
     assert list(site.glob("bt_adapter-*.dist-info/licenses/LICENSE"))
-    modules = {p.name for p in (ROOT / "bt_adapter").glob("*.py")}
-    assert modules == {p.name for p in (site / "bt_adapter").glob("*.py")}
+    for files in ("*.py", "static/*"):
+        carried = {p.name for p in (ROOT / "bt_adapter").glob(files)}
+        assert carried and carried == {p.name for p in (site / "bt_adapter").glob(files)}
     code = "from bt_adapter.backbone import samples_folder; print(samples_folder())"
     assert python(code, PYTHONPATH=str(site)).strip() == str(site / "bt_adapter/data_samples")
     assert python(code).strip() == str(ROOT / "data_samples")
