@@ -1,9 +1,11 @@
-"""CPU time of the temporal attention backends, interleaved in one run on one thread.
+"""CPU time of temporal attention and of a temporal layer, interleaved in one run on one thread.
 
     python tests/benchmarks/temporal_attention.py [--batch 2] [--frames 8 16 32] [--csv FILE]
 
-Prints, for each shape, type and mode, the least CPU time of each backend over --rounds rounds, as a
-multiple of what `choose_backend` picks too. --csv appends the rows to a file.
+Prints, for each shape, type and mode, the least CPU time of each method over --rounds rounds, also
+as a multiple of what the package picks. "permuted" is the usual way: copy each patch's frames side
+by side, then scaled_dot_product_attention; for a layer, nn.MultiheadAttention, then W_t, as in the
+authors' code. --csv appends the rows to a file.
 """
 
 import argparse
@@ -11,11 +13,16 @@ import csv
 import datetime
 import platform
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
 
-from bt_adapter.temporal_attention import BACKENDS, choose_backend, temporal_attention
+from bt_adapter.branch import TemporalLayer
+from bt_adapter.temporal_attention import choose_backend, temporal_attention
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -29,61 +36,99 @@ def processor() -> str:
     return " ".join([names[0] if names else platform.processor() or platform.machine(), *bf16])
 
 
-def forward(qkv, backend):
+def permuted(qkv):
+    "Copies in (b l) h t c order for PyTorch's fused attention, and the result back."
+    copies = [rearrange(x, "b t l h c -> (b l) h t c").contiguous() for x in qkv.unbind(3)]
+    out = F.scaled_dot_product_attention(*copies)
+    return rearrange(out, "(b l) h t c -> b t l h c", b=len(qkv))
+
+
+class PermutedLayer(nn.Module):
+    "Eq. 2 with nn.MultiheadAttention over permuted patches."
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, patches):
+        series = self.norm(rearrange(patches, "b t l d -> (b l) t d"))
+        attended, _ = self.attention(series, series, series, need_weights=False)
+        update = rearrange(self.project(attended), "(b l) t d -> b t l d", b=len(patches))
+        return patches + update
+
+
+def forward(method, x):
     "Seconds of CPU time for a forward pass, up to the memory layout the next layer reads."
     with torch.no_grad():
         start = time.process_time()
-        temporal_attention(qkv, backend=backend).contiguous()
+        method(x).contiguous()
         return time.process_time() - start
 
 
-def training(qkv, backend):
+def training(method, x):
     "Seconds of CPU time for a forward and a backward pass."
-    qkv.grad = None
+    x.grad = None
+    if isinstance(method, nn.Module):
+        method.zero_grad()
     start = time.process_time()
-    out = temporal_attention(qkv, backend=backend).contiguous()
+    out = method(x).contiguous()
     out.backward(out.detach())
     return time.process_time() - start
 
 
-def measure(shape, kind, rounds):
-    "The least seconds of each backend, by mode; all backends take turns within a round."
-    torch.manual_seed(0)
+def cores(shape, kind):
+    "The methods for the attention alone, its input, and what the package picks in each mode."
     qkv = torch.randn(shape).to(TYPES[kind]).requires_grad_()
+    names = ("reference", "bmm", "sdpa")
+    methods = {name: partial(temporal_attention, backend=name) for name in names}
+    with torch.no_grad():
+        picks = {"forward": choose_backend(qkv)}
+    return methods | {"permuted": permuted}, qkv, picks | {"training": choose_backend(qkv)}
+
+
+def layers(shape, kind):
+    "The methods for a whole layer, its input, and what the package picks in each mode."
+    batch, frames, patches, _, heads, width = shape
+    width *= heads
+    methods = {"layer": TemporalLayer(width, heads, "random")}
+    methods["permuted"] = PermutedLayer(width, heads)
+    methods = {name: module.to(TYPES[kind]) for name, module in methods.items()}
+    x = torch.randn(batch, frames, patches, width).to(TYPES[kind]).requires_grad_()
+    return methods, x, dict.fromkeys(("forward", "training"), "layer")
+
+
+def measure(methods, x, rounds):
+    "The least seconds of each method, by mode; all methods take turns within a round."
     best = {}
     for _ in range(rounds + 1):  # the first round warms up, and minimum forgets it
         for mode in (forward, training):
-            for backend in BACKENDS:
-                seconds = mode(qkv, backend)
-                key = mode.__name__, backend
+            for name, method in methods.items():
+                seconds = mode(method, x)
+                key = mode.__name__, name
                 best[key] = min(best.get(key, seconds), seconds)
     return best
 
 
-def picked(shape, kind, mode):
-    "What choose_backend says for this case."
-    qkv = torch.empty(shape, dtype=TYPES[kind], requires_grad=True)
-    with torch.set_grad_enabled(mode == "training"):
-        return choose_backend(qkv)
-
-
-def rows(shape, kind, rounds):
-    "One row for the CSV file a mode and backend."
-    best = measure(shape, kind, rounds)
-    for (mode, backend), seconds in best.items():
-        choice = picked(shape, kind, mode)
+def rows(part, shape, kind, rounds):
+    "One row for the CSV file a mode and method."
+    torch.manual_seed(0)
+    methods, x, picks = (cores if part == "core" else layers)(shape, kind)
+    best = measure(methods, x, rounds)
+    for (mode, name), seconds in best.items():
         yield {
             "date": datetime.date.today().isoformat(),
             "device": processor(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "part": part,
             "b t l 3 h d/h": " ".join(map(str, shape)),
             "type": kind,
             "mode": mode,
-            "backend": backend,
+            "method": name,
             "milliseconds": f"{1e3 * seconds:.3f}",
-            "against the pick": f"{seconds / best[mode, choice]:.2f}",
-            "picked": int(backend == choice),
+            "against the pick": f"{seconds / best[mode, picks[mode]]:.2f}",
+            "picked": int(name == picks[mode]),
         }
 
 
@@ -99,15 +144,15 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{processor()}, torch {torch.__version__}, 1 thread, least of {args.rounds} rounds")
-    table = []
-    for frames in args.frames:
+    table, cases = [], [("core", frames) for frames in args.frames] + [("layer", args.frames[0])]
+    for part, frames in cases:
         shape = (args.batch, frames, args.patches, 3, args.heads, args.width // args.heads)
         for kind in TYPES:
-            for row in rows(shape, kind, args.rounds):
+            for row in rows(part, shape, kind, args.rounds):
                 table.append(row)
                 mark = "<- picked" if row["picked"] else ""
                 print(
-                    f"t {frames:3}  {kind}  {row['mode']:9} {row['backend']:10} "
+                    f"{part:5} t {frames:3}  {kind}  {row['mode']:9} {row['method']:10} "
                     f"{row['milliseconds']:>9} ms  {row['against the pick']:>5}x {mark}"
                 )
     if args.csv:
