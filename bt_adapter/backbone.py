@@ -176,6 +176,9 @@ def _load_named(name, pretrained):
     level, quiet.level = quiet.level, logging.ERROR  # random weights are what was asked for
     try:
         return open_clip.create_model(name, pretrained=pretrained), open_clip.get_tokenizer(name)
+    except Exception as error:  # of the hub, of the network, and open_clip's own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} with weights {pretrained!r} cannot be had: {reason}") from error
     finally:
         quiet.level = level
 

@@ -3,10 +3,11 @@
 # %% auto #0
 __all__ = ['CONVENTIONS', 'COMBINATIONS', 'CHOICES', 'VideoFeatures', 'TemporalLayer', 'add_product', 'has_kernels',
            'SpatialLayer', 'block_parts', 'copy_of_block', 'Gate', 'Convention', 'BranchConfig', 'Branch', 'new_gates',
-           'new_align', 'take', 'BTAdapter', 'read_folder']
+           'new_align', 'take', 'BTAdapter', 'read_folder', 'find_folder']
 
 # %% ../nbs/18_branch.ipynb #cba6e6a6
 import json
+import re
 from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -494,18 +495,37 @@ def read_folder(folder: Path) -> tuple[dict, BranchConfig, dict]:
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged and cannot be read: {error}") from error
 
+# %% ../nbs/18_branch.ipynb #ece9014b
+def find_folder(
+    name: str | Path,  # "moving-shapes", a folder, or OWNER/NAME on the hub
+) -> Path:
+    "Where an adapter lies on this machine. Raises ValueError if the hub does not give it."
+    if str(name) == "moving-shapes":
+        return samples_folder() / "adapter"
+    if Path(name).is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(str(name), allow_patterns=["adapter.json", "adapter.safetensors"])
+    except Exception as error:  # of the hub and of the network
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{name} is no folder here, and the model hub does not give it: {reason}"
+        ) from error
+    return Path(found)
+
 # %% ../nbs/18_branch.ipynb #11f27e1e
 @patch(cls_method=True)
 def from_pretrained(
     cls: BTAdapter,
-    name_or_folder: str | Path,  # "moving-shapes" or a folder that `save_pretrained` wrote
+    name_or_folder: str | Path,  # "moving-shapes", a folder of `save_pretrained`, or OWNER/NAME
     clip: FrozenCLIP | None = None,  # the backbone, if it is loaded already
     device: str | torch.device | None = None,
     precision: str | None = None,  # of CLIP and branch: "fp32", "bf16" or "fp16"
 ) -> BTAdapter:
     "The adapter of a folder beside its CLIP. Raises ValueError for what does not fit together."
-    shipped = str(name_or_folder) == "moving-shapes"
-    folder = samples_folder() / "adapter" if shipped else Path(name_or_folder)
+    folder = find_folder(name_or_folder)
     backbone, config, weights = read_folder(folder)
     clip = clip or load_clip(backbone["name"], backbone["pretrained"], device, precision)
     if clip.fingerprint != backbone["fingerprint"]:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ACTORS', 'HEAT', 'SCORES', 'app', 'sample_scenes', 'write_samples', 'encode_files', 'score_table', 'sayings',
-           'attention_over_time', 'seen_part', 'stack', 'attention_picture', 'read_captions', 'rank', 'unknown_words',
-           'part_of', 'check_picture', 'save_picture', 'shipped_results', 'own_results', 'headlines', 'notes',
-           'for_reading', 'look', 'demo', 'main']
+           'attention_over_time', 'stack', 'attention_picture', 'read_captions', 'rank', 'unknown_words', 'part_of',
+           'check_picture', 'save_picture', 'shipped_results', 'own_results', 'headlines', 'notes', 'for_reading',
+           'look', 'demo', 'main']
 
 # %% ../nbs/60_demo.ipynb #793d7da4
 import csv
@@ -27,6 +27,7 @@ from .backbone import samples_folder
 from .branch import BTAdapter
 from .console import command, progress, run, show
 from .figures import contact_sheet, matrix
+from .maps import received, seen_part, temporal_maps
 from bt_adapter.moving_shapes import (
     MOTIONS,
     Scene,
@@ -117,26 +118,11 @@ def sayings(
 def attention_over_time(
     model: BTAdapter,
     clip: torch.Tensor,  # uint8 (t, h, w, 3)
-) -> tuple[np.ndarray, np.ndarray]:  # received (t, gh, gw) in even shares; frame by frame (k, t, t)
+) -> tuple[np.ndarray, np.ndarray]:  # heat (t, gh, gw) in even shares; frame by frame (k, t, t)
     "Temporal attention of a clip, averaged for the eye."
-    maps = model.temporal_maps(model.clip.transform(clip)[None])
-    rows, columns = model.clip.grid
-    received = len(clip) * reduce(
-        maps, "k 1 (gh gw) h query frame -> frame gh gw", "mean", gh=rows, gw=columns
-    )
-    return received.numpy(), reduce(maps, "k 1 l h query frame -> k query frame", "mean").numpy()
-
-# %% ../nbs/60_demo.ipynb #ad659164
-def seen_part(
-    clip: torch.Tensor,  # uint8 (t, h, w, 3)
-    size: tuple[int, int],  # height and width that CLIP takes
-) -> torch.Tensor:  # uint8 (t, h', w', 3)
-    "The middle of the frames, in the proportions of CLIP's input."
-    from torchvision.transforms.v2.functional import center_crop
-
-    scale = min(clip.shape[1] / size[0], clip.shape[2] / size[1])
-    part = [round(scale * side) for side in size]
-    return rearrange(center_crop(rearrange(clip, "t h w c -> t c h w"), part), "t c h w -> t h w c")
+    maps, (rows, columns) = temporal_maps(model, model.clip.transform(clip)[None]), model.clip.grid
+    heat = rearrange(received(maps), "1 t (gh gw) -> t gh gw", gh=rows, gw=columns)
+    return heat.numpy(), reduce(maps, "k 1 l h i j -> k i j", "mean").numpy()
 
 # %% ../nbs/60_demo.ipynb #a9714233
 def stack(figures: list) -> Image.Image:
@@ -163,16 +149,16 @@ def attention_picture(
     lines: list[str],  # of text at the top
 ) -> Image.Image:
     "A clip, the temporal attention that its patches receive, and the attention of each layer."
-    received, by_layer = attention_over_time(model, clip)
+    heat, by_layer = attention_over_time(model, clip)
     part = seen_part(clip, model.clip.image_size)
     frames = contact_sheet(part, titles=[f"frame {i + 1}" for i in range(len(part))])
     for i, line in enumerate(reversed(lines)):
         frames.text(0, 1.22 + 0.2 * i, line, size=10)
-    heat, names = contact_sheet(part, heat=received), range(1, len(part) + 1)
-    heat.text(0, -0.2, HEAT, size=9)
+    hot, names = contact_sheet(part, heat=heat), range(1, len(part) + 1)
+    hot.text(0, -0.2, HEAT, size=9)
     titles = [f"layer {i + 1}" for i in range(len(by_layer))]
     layers = matrix(100 * by_layer, titles, names, names, "looks at frame", "frame", digits=0)
-    return stack([frames, heat, layers])
+    return stack([frames, hot, layers])
 
 # %% ../nbs/60_demo.ipynb #e893396c
 def read_captions(

@@ -6,9 +6,9 @@ __all__ = ['log', 'PREFIXES', 'Rule', 'CLIP_PARTS', 'SPATIAL_PARTS', 'TEMPORAL_P
            'eva_layer', 'Layout', 'count', 'layout_of', 'branch_rules', 'tower_rules', 'eva_tower_rules', 'text_rules',
            'rules_of', 'from_released', 'to_released', 'check_names', 'Towers', 'TimmTower', 'head_count',
            'image_tower', 'text_tower', 'clip_of', 'load', 'released_config', 'read_released', 'load_branch',
-           'load_released', 'check_clip', 'assemble', 'report', 'released_tensors', 'layout_of_model', 'save_released',
-           'input_of', 'trace', 'first_difference', 'as_released', 'released_losses', 'chat_groups', 'halve',
-           'ReleasedChat', 'combined', 'load_released_chat', 'cut_chat']
+           'load_released', 'check_clip', 'check_tower', 'assemble', 'report', 'released_tensors', 'layout_of_model',
+           'save_released', 'input_of', 'trace', 'first_difference', 'as_released', 'released_losses', 'chat_groups',
+           'halve', 'ReleasedChat', 'combined', 'load_released_chat', 'cut_chat']
 
 # %% ../nbs/19_released_weights.ipynb #b5fb2d27
 import logging
@@ -413,7 +413,8 @@ def released_config(state: Mapping, layout: Layout, gated: bool | str) -> Branch
     if missing:
         fits = {(): False, ("balance2",): "middle", ("balance1",): "output"}[layout.gates]
         raise ValueError(
-            f"This checkpoint has no gate {' and '.join(missing)}: load it with gated={fits!r}."
+            f"This checkpoint has no gate {' and '.join(missing)}: load it with gated={fits!r}"
+            f"{' (--no-gates)' if fits is False else ''}."
         )
     time = state["btadapter_position.weight" if layout.eva else "btadapter_time_embed.weight"]
     return BranchConfig(
@@ -449,12 +450,10 @@ def load_released(
     heads: int | None = None,  # of the image tower; default: as many as are 64 wide
     gated: bool | str = True,  # False: plain sums, as the authors' zero-shot configs; or one gate,
     # "middle" (Eq. 4) or "output" (Eq. 5)
-    clip: FrozenCLIP | None = None,  # for a checkpoint of the branch alone
+    clip: FrozenCLIP | None = None,  # for a checkpoint of the branch alone, or without text
 ) -> BTAdapter:
     "An adapter from the authors' weights, in the released convention. Logs what went where."
     state, layout = read_released(path_or_state_dict)
-    if layout.layers and clip is not None:
-        raise ValueError("This checkpoint holds its own CLIP: leave out `clip`.")
     if layout.layers and not (layout.eva or (layout.whole and layout.projection)):
         raise ValueError(
             "This checkpoint has no projection to the joint space, or not all of CLIP: it is "
@@ -466,6 +465,7 @@ def load_released(
     if clip is None:
         clip = clip_of(state, layout, heads)
     else:
+        check_tower(clip, state, layout)
         check_clip(clip, state, layout, heads)
     return assemble(clip, config, state, layout)
 
@@ -483,6 +483,21 @@ def check_clip(clip: FrozenCLIP, state: Mapping, layout: Layout, heads: int | No
     if eva != layout.eva or (not eva and type(clip.blocks[0].mlp.gelu).__name__ != "QuickGELU"):
         kind = "an EVA-01" if layout.eva else "a CLIP with QuickGELU, as OpenAI's weights have it"
         raise ValueError(f"This branch belongs beside {kind}, and {clip.name} is none.")
+
+
+def check_tower(clip: FrozenCLIP, state: Mapping, layout: Layout):
+    "Raises ValueError if a checkpoint has a text tower, or another image tower than this CLIP."
+    if layout.text:
+        raise ValueError("This checkpoint holds its own CLIP: leave out `clip`.")
+    ours, rules = clip.model.state_dict(), tower_rules(layout, "visual") if layout.layers else []
+    for name, theirs in from_released(state, rules).items():
+        our = ours.get(name)
+        same = our is not None and our.shape == theirs.shape
+        if not same or not torch.allclose(our.float().cpu(), theirs.float(), 1e-2, 1e-3):  # of bf16
+            raise ValueError(
+                f"The image tower in this checkpoint is not that of {clip.name}: leave out `clip`, "
+                "or give the CLIP beside which it was trained."
+            )
 
 # %% ../nbs/19_released_weights.ipynb #c55552b4
 def assemble(clip: FrozenCLIP, config: BranchConfig, state: Mapping, layout: Layout) -> BTAdapter:

@@ -19,6 +19,7 @@ figures up to noise.
 | `clip/` | the small CLIP: 12 layers of width 96, in open_clip's format | {clip_size} |
 | `adapter/` | a BT-Adapter with 4 layers beside it | {adapter_size} |
 | `results.csv` | retrieval on the test split | |
+| `ablations.csv` | the ablation study, as far as it was run: commands and seeds are in its rows | |
 
 ## Clips
 

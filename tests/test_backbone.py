@@ -267,6 +267,19 @@ def small_folder(tmp_path):
     return tmp_path / "clip"
 
 
+def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
+    import open_clip
+
+    def fail(*_, **__):
+        raise RuntimeError("no network\nand a long story")
+
+    monkeypatch.setattr(open_clip, "create_model", fail)
+    with pytest.raises(
+        ValueError, match=r"ViT-B-32 with weights 'openai' cannot be had: no network$"
+    ):
+        load_clip("ViT-B-32", "openai")
+
+
 def test_a_folder_without_a_clip_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"open_clip_config\.json and open_clip_model"):
         load_clip(tmp_path)

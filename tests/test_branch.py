@@ -483,6 +483,25 @@ def test_a_cut_file_is_one_sentence(tmp_path, name, share):
         BTAdapter.from_pretrained(tmp_path, tiny_clip())
 
 
+def test_a_repository_of_the_hub_is_a_folder(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    clip = tiny_clip()
+    BTAdapter(clip, BranchConfig(layers=1)).save_pretrained(tmp_path)
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    again = BTAdapter.from_pretrained("someone/an-adapter", clip)
+    assert asked == ["someone/an-adapter"] and again.config.layers == 1
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: 1 / 0)
+    with pytest.raises(ValueError, match="no folder here, and the model hub does not give it"):
+        BTAdapter.from_pretrained("someone/nothing", clip)
+
+
 def test_a_missing_folder_and_a_missing_file_are_told_apart_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"adapter\.json and adapter\.safetensors missing"):
         BTAdapter.from_pretrained(tmp_path / "nowhere", tiny_clip())

@@ -17,6 +17,7 @@ from tidy import NOTEBOOKS, ROOT
 from bt_adapter import demo as room
 from bt_adapter.backbone import samples_folder
 from bt_adapter.branch import BTAdapter
+from bt_adapter.maps import seen_part
 from bt_adapter.moving_shapes import caption, gallery, opposite
 from bt_adapter.retrieval import weights_hash
 from bt_adapter.video import read_clip, write_clip
@@ -116,7 +117,7 @@ def test_a_wide_clip_is_shown_as_clip_sees_it(run, tmp_path):
     clip = np.random.default_rng(0).integers(0, 255, (5, 48, 96, 3), dtype=np.uint8)
     write_clip(tmp_path / "wide.mp4", clip)
     assert run("wide.mp4")[0] == 0
-    part = room.seen_part(read_clip("wide.mp4"), (64, 64))
+    part = seen_part(read_clip("wide.mp4"), (64, 64))
     assert part.equal(read_clip("wide.mp4")[:, :, 24:72])
 
 

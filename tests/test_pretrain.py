@@ -1,21 +1,34 @@
-"""Pretraining: what is stored, what moves and what does not, and the command's mistakes."""
+"""Pretraining: recipes, exact chunks and resumption, broken clips, full disks, the command."""
 
+import csv
 import json
+import math
+import os
+import resource
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain, islice
 
 import numpy as np
 import pytest
 import torch
+from tiny_runs import Source, tiny_adapter
+from torch.nn.functional import cosine_similarity
 
+from bt_adapter import datasets
 from bt_adapter import moving_shapes as world
 from bt_adapter import pretrain as room
-from bt_adapter.backbone import load_clip
-from bt_adapter.branch import BTAdapter
-from bt_adapter.pretrain import PretrainConfig
+from bt_adapter import trainer as engine
+from bt_adapter.backbone import PRECISIONS, load_clip, samples_folder
+from bt_adapter.branch import BranchConfig, BTAdapter
+from bt_adapter.datasets import ClipDataset, Example, Shards, loader, write_shards
+from bt_adapter.pretrain import PRESETS
+from bt_adapter.runs import RunLog, load_checkpoint, read_log
+from bt_adapter.trainer import PretrainConfig, Rates, Trainer
 
-TINY = PretrainConfig(steps=3, objects=3, groups=2)
+TINY = PretrainConfig(steps=6, batch=12, precision="fp32", mask_ratio=0.5, tau=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -24,80 +37,532 @@ def clip():
 
 
 @pytest.fixture(scope="module")
-def store(clip):
-    return room.make_store(clip, room.training_scenes(np.random.default_rng(0), 3), layers=4)
+def groups():
+    return room.training_scenes(np.random.default_rng(0), 3)
 
 
-def trained(clip, store, config=TINY):
-    torch.manual_seed(config.seed)
+@pytest.fixture(scope="module")
+def store(clip, groups):
+    states = {}
+    room.scene_states(clip, list(chain.from_iterable(groups)), 5, states)
+    return states
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.branch.state_dict().items()}
+
+
+def equal(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Recipes
+
+
+def test_full_is_the_schedule_that_made_the_shipped_adapter():
+    for step in range(0, 700, 23):
+        warm = min(1, (step + 1) / 40)
+        expected = warm * (1 + math.cos(math.pi * step / 700)) / 2
+        assert PRESETS["full"].schedule(step, 700) == pytest.approx(expected, abs=1e-12)
+
+
+def test_released_schedule_warms_up_for_half_an_epoch_and_hardly_bends():
+    share = [PRESETS["released"].schedule(step, 1000) for step in range(1000)]
+    assert share[0] == 0.05 and share[499] == 1 and share[250] == pytest.approx(0.526, abs=1e-3)
+    assert share == sorted(share[:500]) + sorted(share[500:], reverse=True)
+    assert share[-1] == pytest.approx((1 + math.cos(math.pi / 9)) / 2, abs=1e-3)
+    assert {PRESETS["paper"].schedule(step, 10) for step in range(10)} == {1}
+
+
+def test_released_rates_reach_the_parameters_that_the_authors_name():
+    branch = tiny_adapter(BranchConfig(layers=2, convention="released")).branch
+    (adamw,) = engine.optimisers(branch, PRESETS["released"])
+    rates = {id(p): group["lr"] for group in adamw.param_groups for p in group["params"]}
+    for name, parameter in branch.named_parameters():
+        fast = name.startswith(("temporal.", "gates."))
+        assert rates[id(parameter)] == (2e-4 if fast else 2e-5), name
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.05}
+    assert {group["betas"] for group in adamw.param_groups} == {(0.9, 0.98)}
+
+
+def test_muon_takes_the_matrices_of_the_layers():
+    branch = tiny_adapter().branch
+    muon, adamw = engine.optimisers(branch, PRESETS["full"])
+    matrices = {id(p) for p in muon.param_groups[0]["params"]}
+    for name, parameter in branch.named_parameters():
+        layers = name.startswith(("temporal.", "spatial."))
+        assert (id(parameter) in matrices) == (layers and parameter.ndim == 2), name
+    assert len(matrices) + len(adamw.param_groups[0]["params"]) == len(list(branch.parameters()))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(steps=0), "steps must be 1 or more, not 0"),
+        (dict(chunk=0), "chunk must be 1 or more, not 0"),
+        (dict(mask_ratio=1.0), r"mask_ratio must lie in \[0, 1\), not 1.0"),
+        (dict(precision="fp8"), "precision must be fp32, bf16, fp16, not 'fp8'"),
+        (dict(ema=1.0), "ema must lie between 0 and 1, not 1.0"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PretrainConfig(**settings)
+
+
+def test_a_parameter_without_a_rate_is_named():
+    config = PretrainConfig(rates=(Rates(("temporal.", "spatial.", "gates."), 1.0),))
+    with pytest.raises(ValueError, match=r"No rate is for video_cls, time, align\.weight"):
+        engine.optimisers(tiny_adapter().branch, config)
+
+
+# One step
+
+
+def gradients(model, config, batch, keep):
+    trainer = Trainer(model, config)
+    model.branch.zero_grad()
+    losses = engine.backward_in_chunks(
+        trainer.passes, batch, keep, config, trainer.accelerator, lambda *_: None
+    )
+    return losses, [p.grad.clone() for p in model.branch.parameters()]
+
+
+@pytest.mark.parametrize("convention", ["paper", "released"])
+@pytest.mark.parametrize("chunk", [1, 5, 12])
+def test_chunks_give_the_gradients_of_the_whole_batch(convention, chunk):
+    model = tiny_adapter(BranchConfig(layers=2, convention=convention))
+    config = replace(TINY, weights=(1.0, 0.7, 0.3), token_loss="mse")
+    batch = next(Source()(0, model.config.states))
+    keep = engine.tube_mask(12, 4, 0.5, torch.Generator().manual_seed(0))
+    features = model.encode_states(batch.states.unbind(1), keep)
+    kept = engine.keep_patches(batch.states[:, -1, :, 1:], keep)
+    with torch.no_grad():
+        teacher = model.clip.project(model.clip.norm(kept))
+    projected = model.clip.project(features.patches)
+    expected = (
+        engine.video_text_contrastive(features.embedding, batch.text, 0.5),
+        engine.masked_branching_token_alignment(teacher, model.branch.align(features.patches)),
+        engine.masked_branching_cross_modal_alignment(projected, batch.text, 0.5),
+    )
+    total = sum(w * loss for w, loss in zip(config.weights, expected))
+    exact = torch.autograd.grad(total, list(model.branch.parameters()))
+    losses, found = gradients(model, replace(config, chunk=chunk), batch, keep)
+    torch.testing.assert_close(losses, torch.stack(expected).detach(), rtol=1e-5, atol=1e-5)
+    for one, other in zip(exact, found):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", ["fp32", "half"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_trains_and_losses_are_fp32(precision, frozen):
+    model, seen = tiny_adapter(), []
+    model.clip.to(torch.float32 if frozen == "fp32" else PRECISIONS[precision])
+    before = weights(model)
+    trainer = Trainer(model, replace(TINY, precision=precision))
+    original = trainer.check
+    trainer.check = lambda names, losses, video: (
+        seen.append((losses, video)) or original(names, losses, video)
+    )
+    for batch in islice(Source()(0, 3), 3):
+        trainer.update(batch)
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for pair in seen for x in pair)
+    after = weights(model)
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+    assert all(value.dtype == torch.float32 for value in after.values())
+    assert trainer.scaler.is_enabled() == (precision == "fp16")
+
+
+def test_a_running_mean_is_what_is_kept():
+    trainer = Trainer(tiny_adapter(), replace(TINY, ema=0.5))
+    expected = None
+    for batch in islice(Source()(0, 3), 3):
+        trainer.update(batch)
+        now = weights(trainer.model)
+        expected = now if expected is None else {n: (expected[n] + now[n]) / 2 for n in now}
+    trainer.config = replace(trainer.config, steps=3)
+    engine.train(trainer, Source())
+    for name, value in weights(trainer.model).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_the_gradient_is_cut_to_its_longest():
+    first = Trainer(tiny_adapter(), replace(TINY, clip_norm=math.inf))
+    norm = first.update(next(Source()(0, 3)))["norm"]
+    lengths = []
+    short = Trainer(tiny_adapter(), replace(TINY, clip_norm=norm / 10))
+    for optimiser in short.optimisers:
+        optimiser.register_step_pre_hook(
+            lambda o, *_: lengths.extend(p.grad.norm() for g in o.param_groups for p in g["params"])
+        )
+    assert short.update(next(Source()(0, 3)))["norm"] == pytest.approx(norm)
+    assert torch.stack(lengths).norm().item() == pytest.approx(norm / 10, rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change():
+    trainer = Trainer(tiny_adapter(), TINY)
+    batch, before = next(Source()(0, 3)), weights(trainer.model)
+    with pytest.raises(ValueError, match=r"step 0 .*the clips were clip 0; .* and 4 more"):
+        trainer.update(batch._replace(text=batch.text * math.nan))
+    batch.states[[3, 7]] = math.inf
+    with pytest.raises(ValueError, match=r"the clips were clip 3; clip 7\. Leave them out"):
+        trainer.update(batch)
+    assert equal(before, weights(trainer.model)) and trainer.step == 0
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("settings", [{}, dict(ema=0.9, precision="fp16", chunk=5)], ids=str)
+@pytest.mark.parametrize("stop", [0, 1, 5])
+def test_a_state_is_everything_that_the_next_step_depends_on(settings, stop, tmp_path):
+    config = replace(TINY, **settings)
+    whole = Trainer(tiny_adapter(), config)
+    engine.train(whole, Source())
+    first = Trainer(tiny_adapter(), config)
+    for batch in islice(Source()(0, 3), stop):
+        first.update(batch)
+    engine.save_checkpoint(tmp_path / "c.pt", {}, first.state_dict())
+    torch.manual_seed(99)
+    second = Trainer(tiny_adapter(seed=5), config)
+    second.load_state_dict(load_checkpoint(tmp_path / "c.pt", {}))
+    engine.train(second, Source())
+    assert equal(weights(whole.model), weights(second.model))
+
+
+def fork(work):
+    "The exit status of a function in a process of its own."
+    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n{work}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+KILLED = """
+import os, random, signal, sys, time, torch, torch._dynamo  # which optimisers import
+from pathlib import Path
+from accelerate import Accelerator
+from tiny_runs import Source, tiny_adapter
+from bt_adapter import trainer as engine
+torch.set_num_threads(1)
+sys.stderr = open(os.devnull, "w")
+try:
+    import torch.utils.tensorboard  # once, for all children
+except ImportError:
+    pass
+config = engine.PretrainConfig(steps=24, batch=12, precision="fp32", mask_ratio=0.5, tau=0.5)
+engine.save_curves = lambda *_: None  # pictures take longer than the run
+
+def work(folder):
+    model = tiny_adapter()
+    same = engine.identity(model, config, "noise")
+    run = engine.Run(Path(folder), resume=True, save_every=3)
+    if not run.finished(same):
+        run.go(model, Source(), config, same)
+        run.finish(model, config, same)
+
+def child(folder):
+    number = os.fork()
+    if number == 0:
+        work(folder)
+        os._exit(0)
+    return number
+
+def rows(folder):
+    log = Path(folder, "log.csv")
+    return log.read_text().count("\\n") if log.is_file() else 0
+
+os.waitpid(child("whole"), 0)
+random.seed(0)
+kills = 0
+for trial in range(5):
+    for target in sorted(random.sample(range(2, 24), 2)):
+        number, ended = child(f"{trial}"), 0
+        while rows(f"{trial}") < target and not ended:
+            ended, status = os.waitpid(number, os.WNOHANG)
+            time.sleep(0.002)
+        if not ended:
+            time.sleep(random.uniform(0, 0.02))
+            os.kill(number, signal.SIGKILL)
+            kills += os.WIFSIGNALED(os.waitpid(number, 0)[1])
+    os.waitpid(child(f"{trial}"), 0)
+print(kills)
+"""
+
+
+def end_of(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter.safetensors"), read_log(folder / "log.csv")
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_the_weights_are_bit_equal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert int(fork(KILLED)) >= 8  # a run may end before the signal comes
+    expected, log = end_of(tmp_path / "whole")
+    assert log["step"] == list(range(24))
+    for trial in range(5):
+        found, own = end_of(tmp_path / str(trial))
+        assert equal(expected, found)
+        assert own["step"] == log["step"] and own["loss"] == log["loss"]
+        assert not list((tmp_path / str(trial)).glob("*checkpoint*"))
+
+
+def stopped(signum, folder):
+    "A run in `folder` that a signal reaches in its third step."
+    model, run = tiny_adapter(), engine.Run(folder, save_every=100)
+    same = engine.identity(model, TINY, "noise")
+
+    class Interrupted(Source):
+        def __call__(self, start, last):
+            for step, batch in enumerate(super().__call__(start, last), start):
+                if step == 2:
+                    os.kill(os.getpid(), signum)
+                yield batch
+
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as left:
+        run.go(model, Interrupted(), TINY, same)
+    return left.value
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(signum, tmp_path):
+    before = signal.getsignal(signum)
+    left = stopped(signum, tmp_path)
+    assert isinstance(left, KeyboardInterrupt) or left.code == 128 + signum
+    assert signal.getsignal(signum) == before
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
+    assert state["step"] == 3 and read_log(tmp_path / "log.csv")["step"] == [0, 1, 2]
+
+
+def test_a_checkpoint_is_touched_by_its_own_run_alone(tmp_path):
+    stopped(signal.SIGTERM, tmp_path)
+    bytes_before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match="a run that was cut off: add --resume"):
+        engine.Run(tmp_path)
+    model = tiny_adapter()
+    for config, data, told in (
+        (replace(TINY, seed=1), "noise", "its seed is '0', here it is '1'"),
+        (TINY, "other data", "its data is 'noise'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run = engine.Run(tmp_path, resume=True)
+            run.go(model, Source(), config, engine.identity(model, config, data))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/checkpoint.pt").write_bytes(bytes_before[: len(bytes_before) // 2])
+    with pytest.raises(ValueError, match="or is damaged"):
+        run = engine.Run(tmp_path / "damaged", resume=True)
+        run.go(model, Source(), TINY, engine.identity(model, TINY, "noise"))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == bytes_before
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    model, run = tiny_adapter(), engine.Run(tmp_path, save_every=2)
+    same, limit = engine.identity(model, TINY, "noise"), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Filling(Source):
+        def __call__(self, start, last):
+            for step, batch in enumerate(super().__call__(start, last), start):
+                if step == 3:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+                yield batch
+
+    try:
+        with pytest.raises(OSError, match=r"checkpoint.pt cannot be written: .*still what it was"):
+            run.go(model, Filling(), TINY, same)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert load_checkpoint(tmp_path / "checkpoint.pt", same)["step"] == 2
+    assert not list(tmp_path.glob(".*part"))
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(tmp_path):
+    (tmp_path / ".checkpoint.pt.1.part").write_text("half")
+    engine.Run(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "step,loss,clips/s\n", "step,loss,clips/s\n0,1,9\n1,"])
+def test_a_log_cut_off_anywhere_goes_on(text, tmp_path):
+    (tmp_path / "log.csv").write_text(text)
+    with RunLog(tmp_path, "going on", steps=3, start=1) as log:
+        log.add(1, 8, 2.0, {})
+    assert read_log(tmp_path / "log.csv")["step"] == ([0, 1] if "0,1,9" in text else [1])
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    model = tiny_adapter()
+    same = engine.identity(model, TINY, "noise")
+    run = engine.Run(tmp_path)
+    run.go(model, Source(), TINY, same)
+    run.finish(model, TINY, same)
+    assert engine.Run(tmp_path, resume=True).finished(same)["settings"]["steps"] == 6
+    assert engine.Run(tmp_path, resume=True).finished(same | dict(seed="1")) is None
+    assert engine.Run(tmp_path).finished(same) is None
+
+
+# Moving Shapes
+
+
+def trained(clip, groups, store, seed=0):
+    torch.manual_seed(seed)
     model = BTAdapter(clip)
-    room.pretrain(model, store, config)
-    return model
+    config = PretrainConfig(steps=2, batch=36, seed=seed)
+    room.pretrain(model, room.SceneBatches(clip, groups, store, 36, seed), config)
+    return weights(model)
 
 
-def test_store_holds_what_the_branch_would_compute(clip, store):
-    scenes = room.training_scenes(np.random.default_rng(0), 3)
-    frames = clip.transform(world.render(scenes[1][4]))[None]
-    torch.manual_seed(0)
-    model = BTAdapter(clip)
-    stored = model.encode_states(store.states[1, 4][:, None].unbind(0)).embedding
-    fresh = model.encode_video(frames).embedding
-    assert torch.nn.functional.cosine_similarity(stored, fresh) > 0.999  # bf16
-    assert store.states.dtype == torch.bfloat16
-
-
-def test_every_object_comes_once_before_any_comes_again(store):
-    source = room.batches(store, 1, np.random.default_rng(0))
-    seen = [next(source)[0][0][0, 0, 0, 0].item() for _ in range(6)]
-    assert sorted(seen[:3]) == sorted(seen[3:]) and len(set(seen)) == 3
-
-
-def test_training_is_a_function_of_the_seed(clip, store):
-    models = [trained(clip, store, replace(TINY, seed=seed)) for seed in (0, 0, 1)]
-    first, same, other = (m.branch.state_dict() for m in models)
-    assert all(torch.equal(first[name], same[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-
-
-def test_clip_stays_bit_equal_and_the_whole_branch_moves(clip, store):
+def test_training_is_a_function_of_the_seed_and_of_the_branch_alone(clip, groups, store):
     before = {name: value.clone() for name, value in clip.state_dict().items()}
     torch.manual_seed(0)
-    start = BTAdapter(clip).branch.state_dict()
-    after = trained(clip, store).branch.state_dict()
+    start = weights(BTAdapter(clip))
+    first, same, other = (trained(clip, groups, store, seed) for seed in (0, 0, 1))
+    assert equal(first, same) and not equal(first, other)
+    assert not [name for name in start if torch.equal(start[name], first[name])]
     assert all(torch.equal(before[name], value) for name, value in clip.state_dict().items())
-    still = [name for name in start if torch.equal(start[name], after[name])]
-    assert not still
 
 
-def test_losses_are_the_papers_on_the_masked_pass(clip, store):
-    torch.manual_seed(0)
-    model = BTAdapter(clip)
-    states, text = next(room.batches(store, 2, np.random.default_rng(0)))
-    keep = room.tube_mask(len(text), 64, 0.7, torch.Generator().manual_seed(0))
-    losses = room.training_losses(model, states, text, keep, tau=0.02)
-    with torch.no_grad():
-        features = model.encode_states(states, keep)
-        teacher = clip.project(clip.norm(room.keep_patches(states[-1][:, :, 1:].float(), keep)))
-        student = features.patches @ model.branch.align.weight.T
-    expected = 2 - 2 * torch.nn.functional.cosine_similarity(teacher, student, dim=-1).mean()
-    torch.testing.assert_close(losses["mbta"], expected, rtol=0.02, atol=0)  # Eq. 7, unit length
-    logits = features.embedding @ text.T / 0.02  # Eq. 6
-    pairs = logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()
-    torch.testing.assert_close(losses["vtc"], -pairs.mean(), rtol=0.02, atol=0)
+def test_batches_hold_what_their_captions_say(clip, groups, store):
+    source, reverse = room.backwards_order()
+    batch = next(room.SceneBatches(clip, groups, store, 36, seed=3)(0, 5))
+    assert len(set(batch.names)) == 36
+    scenes = {world.caption(s): s for g in groups for s in g}
+    for i, (name, states) in enumerate(zip(batch.names, batch.states)):
+        m = i % 18
+        clip_of = world.render(scenes[name])
+        back = i < 18 and reverse[m]
+        fresh = clip.layer_outputs(clip.transform(clip_of.flip(0) if back else clip_of)[None], 1)
+        assert cosine_similarity(states[-1].float(), fresh[0][0], dim=-1).min() > 0.99
+    motions = [scenes[name].things[0].motion for name in batch.names]
+    names = list(world.MOTIONS)
+    assert motions == [names[m] for m in source] + names
 
 
-def test_a_loss_that_is_no_number_stops_the_run(clip, store):
-    with pytest.raises(ValueError, match="a loss is no number at step 0"):
-        trained(clip, store, replace(TINY, tau=1e-45))
+def test_every_object_comes_once_before_any_comes_again(clip, groups, store):
+    rows = room.SceneBatches(clip, groups, store, 18).objects()
+    drawn = [some[0] for some, _ in islice(rows, 6)]
+    assert sorted(drawn[:3]) == sorted(drawn[3:]) == [0, 1, 2]
 
 
-def test_too_many_groups(store):
-    with pytest.raises(ValueError, match="1 to 3 groups"):
-        next(room.batches(store, 4, np.random.default_rng(0)))
+@pytest.mark.parametrize("batch", [17, 0, 72])
+def test_a_batch_of_scenes_is_whole_groups(clip, groups, store, batch):
+    with pytest.raises(ValueError, match=r"18 clips for each of 1 to 3 objects"):
+        room.SceneBatches(clip, groups, store, batch)
+
+
+# Data sets
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    files = sorted((samples_folder() / "clips").glob("*.mp4"))
+    found = [
+        Example(f"{path.stem} {n}", str(path), (f"it can {path.stem}", "a thing"))
+        for n in range(2)
+        for path in files
+    ]
+    (folder / "text.mp4").write_text("no video")
+    return [*found, Example("broken", str(folder / "text.mp4"), ("nothing",))]
+
+
+DATA = PretrainConfig(steps=6, batch=5, mask_ratio=0.5, branch=BranchConfig(layers=2))
+
+
+@pytest.mark.parametrize("views", [None, 1, 2])
+def test_a_data_set_trains_through_a_broken_clip(clip, examples, tmp_path, views):
+    store = tmp_path / "states" if views else None
+    report = room.pretrain_clips(tmp_path / "out", clip, examples, DATA, store, views or 1)
+    broken = list(csv.DictReader((tmp_path / "out/broken.csv").open()))
+    assert report.failed and [row["path"] for row in broken] == [examples[-1].path]
+    assert BTAdapter.from_pretrained(tmp_path / "out", clip).config.layers == 2
+    assert read_log(tmp_path / "out/log.csv")["step"] == list(range(6))
+    if views:
+        assert len(list(store.glob("*/*.safetensors"))) == 24 * views
+
+
+def test_a_stored_run_decodes_nothing(clip, examples, tmp_path, monkeypatch):
+    room.pretrain_clips(tmp_path / "first", clip, examples[:12], DATA, tmp_path / "states", 2)
+    monkeypatch.setattr(datasets, "read_clip", lambda *_: pytest.fail("a clip was decoded"))
+    monkeypatch.setattr(room, "put_states", lambda *_: pytest.fail("CLIP ran"))
+    room.pretrain_clips(tmp_path / "second", clip, examples[:12], DATA, tmp_path / "states", 2)
+    first, second = (end_of(tmp_path / name) for name in ("first", "second"))
+    assert equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_data_set_goes_on_where_it_was(clip, examples, stored):
+    def source():
+        dataset = ClipDataset(examples[:12], clip.image_size, training=True)
+        if not stored:
+            return room.LiveBatches(clip, loader(dataset, 4, clip.tokenizer))
+        keys = [[room.Key(e.id, v) for e in examples[:12]] for v in range(2)]
+        states = {}
+        room.clip_states(clip, dataset, keys, states, 3)
+        captions = [e.captions for e in examples[:12]]
+        return room.StoredBatches(clip, captions, keys, states, replace(DATA, batch=4))
+
+    whole = list(islice(source()(0, 3), 5))
+    for start in (1, 4):
+        later = next(source()(start, 3))
+        assert later.names == whole[start].names
+        assert torch.equal(later.states, whole[start].states)
+        assert torch.equal(later.text, whole[start].text)
+    assert sorted(chain.from_iterable(b.names for b in whole[:3])) == sorted(
+        e.id for e in examples[:12]
+    )
+
+
+def test_a_store_filled_in_two_goes_is_the_store_filled_in_one(clip, examples, tmp_path):
+    dataset = ClipDataset(examples, clip.image_size, training=True)
+    keys = [[room.Key(e.id, v) for e in examples] for v in range(2)]
+    once, twice = {}, {}
+    report = room.clip_states(clip, dataset, keys, once, 3)
+    assert report.tried >= 50 and len(once) == 48
+    rng = np.random.default_rng(0)
+    twice |= {key: once[key] for key in once if rng.uniform() < 0.5}
+    room.clip_states(clip, dataset, keys, twice, 3, workers=1)
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[key], twice[key]) for key in once)
+
+
+def test_a_damaged_entry_is_told_and_computed_again(clip, examples, tmp_path, capsys):
+    first, store = tmp_path / "first", tmp_path / "states"
+    room.pretrain_clips(first, clip, examples[:12], DATA, store)
+    assert "store:" not in capsys.readouterr().err
+    entry = next(store.glob("*/*.safetensors"))
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[:-1])
+    room.pretrain_clips(tmp_path / "second", clip, examples[:12], DATA, store)
+    assert "store: 1 entries were damaged, they are computed again" in capsys.readouterr().err
+    assert entry.stat().st_size == len(whole)
+    assert equal(end_of(first)[0], end_of(tmp_path / "second")[0])
+
+
+def test_shards_are_data_as_well(clip, examples, tmp_path):
+    write_shards(examples[:12], tmp_path / "shards", per_shard=5)
+    shards = Shards(tmp_path / "shards")
+    for out, store in (("live", None), ("stored", tmp_path / "states")):
+        report = room.pretrain_clips(tmp_path / out, clip, shards, DATA, store)
+        assert report.failed == 0 and read_log(tmp_path / out / "log.csv")["step"][-1] == 5
+
+
+def test_a_clip_without_a_caption_is_named(clip, examples, tmp_path):
+    silent = [replace(examples[0], captions=()), *examples[1:12]]
+    with pytest.raises(ValueError, match=f"1 clips have no caption, the first is {silent[0].id}"):
+        room.pretrain_clips(tmp_path / "out", clip, silent, DATA, tmp_path / "states")
+
+
+# The command
 
 
 def bta_pretrain(*arguments, cwd):
-    code = "import sys; from bt_adapter.pretrain import main; sys.argv[0] = 'bta-pretrain'; main()"
+    code = (
+        "import sys; from dataclasses import replace; from bt_adapter import pretrain as room; "
+        "room.PRESETS['quick'] = replace(room.QUICK, objects=2); "
+        "sys.argv[0] = 'bta-pretrain'; room.main()"
+    )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
@@ -106,10 +571,25 @@ def bta_pretrain(*arguments, cwd):
 def test_command_writes_an_adapter_that_loads(tmp_path):
     done = bta_pretrain("--out", "new", "--steps", 2, "--preset", "quick", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "frozen CLIP" in done.stdout and "step 2 of 2" in done.stderr
+    assert "frozen CLIP" in done.stdout and "2/2" in done.stderr and "clips/s" in done.stderr
     card = json.loads((tmp_path / "new/training.json").read_text())
     assert card["settings"]["steps"] == 2 and card["command"].startswith("bta-pretrain --out new")
     assert BTAdapter.from_pretrained(tmp_path / "new").config.layers == 4
+    names = {path.name for path in (tmp_path / "new").iterdir()} - {"tensorboard"}
+    pictures = {"losses.png", "gates.png"}
+    assert names == {"adapter.json", "adapter.safetensors", "training.json", "log.csv", *pictures}
+
+
+@pytest.mark.slow
+def test_command_for_own_clips(examples, tmp_path):
+    rows = "".join(f"{e.path},{e.captions[0]}\n" for e in examples)
+    (tmp_path / "captions.csv").write_text("path,caption\n" + rows)
+    arguments = ["--data", "captions.csv", "--batch", 6, "--steps", 2, "--store", "states"]
+    done = bta_pretrain(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 clips could not be read: they are in runs/adapter/broken.csv" in done.stdout
+    done = bta_pretrain("shards", "captions.csv", "packed", cwd=tmp_path)
+    assert done.returncode == 0 and "13 clips are in packed" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -119,6 +599,7 @@ def test_command_writes_an_adapter_that_loads(tmp_path):
         (["--clip", "nowhere"], "No CLIP is called 'nowhere'"),
         (["--out", "taken"], "taken"),
         (["--steps", "0"], "steps must be 1 or more"),
+        (["--data", "missing.csv"], "There is no annotation missing.csv"),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(arguments, message, tmp_path):

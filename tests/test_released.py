@@ -624,6 +624,22 @@ def test_a_branch_alone_needs_its_own_clip():
         load_released(eva, clip=wide)
 
 
+@pytest.mark.parametrize("kind", ["official", "eva"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_checkpoint_without_text_may_have_its_clip_beside_it(kind, dtype):
+    state = {n: t for n, t in weights(kind).items() if not n.startswith("text_backbone")}
+    clip = load_released(weights(kind), heads=4).clip
+    model = load_released({n: t.to(dtype) for n, t in state.items()}, clip=clip)
+    assert model.clip is clip
+    alone = {n: t for n, t in state.items() if re.search("btadapter|balance|extra_proj", n)}
+    if dtype == torch.float32:
+        assert equal(released_tensors(model), released_tensors(load_released(alone, clip=clip)))
+    name, weight = next((n, p) for n, p in clip.named_parameters() if "fc1" in n or "c_fc" in n)
+    clip.get_parameter(name).data = weight + 0.1 * torch.eye(*weight.shape)
+    with pytest.raises(ValueError, match=r"is not that of .*: leave out `clip`, or give the CLIP"):
+        load_released(state, clip=clip)
+
+
 def test_an_unknown_way_of_gating_and_of_saving_is_refused(tmp_path):
     with pytest.raises(ValueError, match="gated must be True, False, 'middle' or 'output'"):
         load_released(weights("official"), heads=4, gated="both")

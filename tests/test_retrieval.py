@@ -6,16 +6,19 @@ import math
 import os
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from bt_adapter import retrieval
 from bt_adapter.backbone import FrozenCLIP, load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.moving_shapes import caption, gallery, random_scene, render
+from bt_adapter.released import load_released, save_released
 from bt_adapter.retrieval import (
     COLUMNS,
     FIGURES,
@@ -25,14 +28,18 @@ from bt_adapter.retrieval import (
     encode_clips,
     gallery_scores,
     main,
+    match_table,
     mean_pooled,
+    nearest,
+    rank_figures,
     ranks,
+    ranks_in_pieces,
     recall_at_k,
     scores,
     weights_hash,
     wrong_orders,
 )
-from bt_adapter.small_clip import new_clip
+from bt_adapter.small_clip import byte_pair_merges, new_clip, vocabulary, write_merges
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +129,109 @@ def test_bad_shapes_are_told(shape, targets, message):
     for call in (ranks, recall_at_k):
         with pytest.raises(ValueError, match=message):
             call(torch.zeros(shape), targets=targets)
+
+
+AUTHORS = [  # of text to video, from their metric (tests/golden/README.md)
+    {"R@1": 90.0, "R@5": 100.0, "R@10": 100.0, "median rank": 1.0, "mean rank": 1.14},
+    {"R@1": 41.5, "R@5": 71.0, "R@10": 81.0, "median rank": 2.0, "mean rank": 7.055},
+    {"R@1": 100.0, "R@5": 100.0, "R@10": 100.0, "median rank": 1.0, "mean rank": 1.0},
+    {"R@1": 600 / 7, "R@5": 100.0, "R@10": 100.0, "median rank": 1.0, "mean rank": 8 / 7},
+]
+
+
+@pytest.mark.parametrize("case", range(4))
+@pytest.mark.parametrize("megabytes", [0.001, 256])
+def test_the_authors_metrics_with_their_rule_of_ties(case, megabytes):
+    features = load_file(Path(__file__).parent / "golden" / "retrieval.safetensors")
+    text, video = (F.normalize(features[f"{case}.{kind}"], dim=-1) for kind in ("text", "video"))
+    for places in (
+        ranks(text @ video.T, ties="released"),
+        ranks_in_pieces(text, video, ties="released", megabytes=megabytes),
+    ):
+        assert rank_figures(places, len(video)) == pytest.approx(AUTHORS[case])
+    strict = rank_figures(ranks(text @ video.T), len(video))
+    assert (strict == pytest.approx(AUTHORS[case])) is (case < 3)  # the last has ties
+    assert strict["mean rank"] >= AUTHORS[case]["mean rank"]
+
+
+def plain_places(similarity, wanted, offered, ties):
+    """Sorted lists: a query's places against other clips' candidates, or all places of a tie."""
+    found = []
+    for row, want in zip(similarity.tolist(), wanted, strict=True):
+        own = max(value for value, of in zip(row, offered, strict=True) if of == want)
+        if ties == "released":
+            found += [i + 1 for i, value in enumerate(sorted(row, reverse=True)) if value == own]
+        else:
+            others = [value for value, of in zip(row, offered, strict=True) if of != want]
+            found.append(1 + sum(value >= own for value in others))
+    return found
+
+
+@pytest.mark.parametrize("ties", ["against", "released"])
+@pytest.mark.parametrize("megabytes", [0, 0.0005, 0.01, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_rank_like_plain_lists(ties, megabytes, dtype):
+    """Whole numbers: inner products are exact, and many are equal."""
+    rng = np.random.default_rng(0)
+    queries, candidates = (torch.tensor(rng.integers(-2, 3, (n, 4))) for n in (50, 70))
+    offered = np.concatenate([np.arange(30), rng.integers(0, 30, 40)])
+    rng.shuffle(offered)
+    wanted = rng.integers(0, 30, 50)
+    expected = plain_places(queries @ candidates.T, wanted, offered, ties)
+    labels = torch.tensor(wanted), torch.tensor(offered)
+    found = ranks_in_pieces(
+        queries.to(dtype), candidates.to(dtype), *labels, ties=ties, megabytes=megabytes
+    )
+    assert found.tolist() == expected
+
+
+def test_one_match_each_is_the_plain_case():
+    rng = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-2, 3, (40, 5), generator=rng).float() for _ in range(2))
+    assert torch.equal(ranks_in_pieces(a, b), ranks(a @ b.T))
+    spoilt = b.clone()
+    spoilt[3] = torch.nan
+    assert torch.equal(ranks_in_pieces(a, spoilt), ranks(a @ spoilt.T))
+    assert ranks_in_pieces(a, spoilt)[3] == 41  # and the clip without a number stands before all
+    several = ranks_in_pieces(a[:1], spoilt, torch.tensor([0]), torch.tensor([0] * 4 + [1] * 36))
+    assert several.tolist() == [41]
+
+
+def test_the_matrix_is_never_whole(monkeypatch):
+    sizes, count = [], retrieval._count
+    monkeypatch.setattr(
+        retrieval, "_count", lambda f, s, own: sizes.append(s.numel()) or count(f, s, own)
+    )
+    ranks_in_pieces(torch.randn(300, 2), torch.randn(300, 2), megabytes=0.1)
+    assert len(sizes) == 7 and max(sizes) * 8 <= 0.1 * 2**20 and sum(sizes) == 300 * 300
+
+
+def test_a_query_without_a_match_and_an_unknown_rule_are_told():
+    with pytest.raises(ValueError, match="query 1 has no match"):
+        match_table(torch.tensor([0, 5, 1]), torch.tensor([1, 0]))
+    for call in (ranks, lambda s, ties: ranks_in_pieces(s, s, ties=ties)):
+        with pytest.raises(ValueError, match="ties must be 'against' or 'released', not 'kind'"):
+            call(torch.eye(3), ties="kind")
+
+
+@pytest.mark.parametrize("faiss", [False, True])
+@pytest.mark.parametrize("k", [1, 4, 99])
+def test_nearest_candidates(faiss, k):
+    if faiss:
+        pytest.importorskip("faiss")
+    rng = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 8, generator=rng) for n in (30, 50))
+    values, places = nearest(a, b, k, faiss, megabytes=0.003)
+    expected = (a @ b.T).sort(descending=True)
+    assert torch.equal(places, expected.indices[:, :k])
+    torch.testing.assert_close(values, expected.values[:, :k])
+
+
+def test_faiss_is_only_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    nearest(torch.eye(2), torch.eye(2))
+    with pytest.raises(ValueError, match="pip install faiss-cpu"):
+        nearest(torch.eye(2), torch.eye(2), faiss=True)
 
 
 @pytest.mark.parametrize("frames", [2, 3, 8])
@@ -238,7 +348,7 @@ def test_several_adapters_share_the_frozen_states(folders, monkeypatch, capsys, 
     assert evaluate(monkeypatch, *arguments) == 0
     assert len(runs) == 2  # two CLIPs, one chunk
     found = json.loads(capsys.readouterr().out)
-    rows, inputs = found["retrieval, percent"], found["evaluated"]
+    rows, inputs = found["percent"], found["evaluated"]
     assert [row["adapter"] for row in rows[:5]] == ["", *[names[0]] * 2, *[names[1]] * 2]
     assert [row["adapter"] for row in rows[5:8]] == ["", *[names[2]] * 2]
     plain = [row for row in rows[:8] if row["method"] == "BT-Adapter"]
@@ -249,7 +359,7 @@ def test_several_adapters_share_the_frozen_states(folders, monkeypatch, capsys, 
         (row,) = (r for r in rows if (r["adapter"], r["method"]) == (label, "BT-Adapter"))
         for figure in FIGURES:
             assert row[figure] == pytest.approx(average([r[figure] for r in plain]))
-    assert all(row["as in training"] is True and row["clips"] == 10 for row in inputs)
+    assert all(row["as in training"] is True for row in inputs)
     assert inputs[0]["fingerprint"] == inputs[1]["fingerprint"] != inputs[2]["fingerprint"]
     check_csv_file(table, rows[:8], inputs)
 
@@ -346,3 +456,154 @@ def test_unwritable_csv_is_one_sentence(folders, monkeypatch, capsys, tmp_path):
     (tmp_path / "x.csv").touch(mode=0o444)
     arguments = [folders / "a", "--csv", tmp_path / "x.csv"]
     assert_refused(monkeypatch, capsys, "may not be written", *arguments)
+
+
+# Weights that the authors released, or of that format.
+
+VISION = dict(image_size=32, patch_size=16, width=24, layers=3, head_width=8)
+
+
+def released_model(seed=0):
+    """A CLIP of random weights with OpenAI's vocabulary and activation, and a branch beside it."""
+    import open_clip
+
+    torch.manual_seed(seed)
+    text = dict(context_length=20, vocab_size=49408, width=16, heads=2, layers=1)
+    clip = FrozenCLIP(open_clip.CLIP(12, VISION, text, quick_gelu=True), None, "tiny")
+    config = BranchConfig(layers=2, projection="random", convention="released")
+    adapter = BTAdapter(clip, config)
+    for gate in adapter.branch.gates:
+        gate.w_b.data.uniform_(-1e-3, 1e-3)
+    return adapter
+
+
+def clip_folder(folder, visual, **changes):
+    """A CLIP with this image tower and few words, for `--clip`."""
+    import open_clip
+
+    folder.mkdir()
+    write_merges(folder / "merges.txt.gz")
+    words = 512 + len(byte_pair_merges(vocabulary())) + 2
+    text = dict(context_length=20, vocab_size=words, width=16, heads=2, layers=1)
+    sizes = dict(embed_dim=12, vision_cfg=VISION, text_cfg=text, quick_gelu=True) | changes
+    config = dict(model_cfg=sizes, preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3))
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    model = open_clip.CLIP(**sizes)
+    model.visual.load_state_dict(visual.state_dict())
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Checkpoints: whole, the branch alone, without text, without gates, none; and CLIPs."""
+    root, model = tmp_path_factory.mktemp("released"), released_model()
+    save_released(model, root / "whole.pth")
+    save_released(model, root / "branch.bin", clip=False)
+    save_released(released_model(seed=1), root / "other.safetensors")
+    state = torch.load(root / "whole.pth")
+    silent = {name: t for name, t in state.items() if not name.startswith("text_backbone")}
+    torch.save(silent, root / "silent.pth")
+    torch.save({n: t for n, t in state.items() if "balance" not in n}, root / "ungated.pth")
+    torch.save({"conv1.weight": torch.zeros(3)}, root / "resnet.pth")
+    (root / "cut.pth").write_bytes((root / "whole.pth").read_bytes()[:9999])
+    (root / "words.pth").write_text("no weights")
+    clip_folder(root / "clip", model.clip.model.visual)
+    clip_folder(root / "gelu", model.clip.model.visual, quick_gelu=False)
+    clip_folder(root / "other", released_model(seed=1).clip.model.visual)
+    return root
+
+
+def released_rows(monkeypatch, capsys, *arguments):
+    arguments = ["--heads", 3, "--clips", 6, "--split", "validation", "--json", *arguments]
+    assert evaluate(monkeypatch, *arguments) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("switch", "gated"), [((), True), (("--no-gates",), False)])
+def test_released_weights_are_judged_beside_their_clip(
+    switch, gated, released, monkeypatch, capsys
+):
+    paths = [released / "whole.pth", released / "other.safetensors"]
+    options = [word for path in paths for word in ("--released", path)]
+    found = released_rows(monkeypatch, capsys, *options, *switch)
+    rows, scenes = found["percent"], gallery("validation", 6)
+    expected = []
+    for path in paths:
+        alone = gallery_scores(load_released(path, heads=3, gated=gated), scenes)
+        names = ["", *[str(path)] * 2]
+        expected += [{"adapter": n} | row for n, row in zip(names, alone, strict=True)]
+    assert rows[:6] == expected
+    told = found["evaluated"]
+    assert [row["adapter"] for row in told] == [*map(str, paths)]
+    assert {row["convention"] for row in told} == {"released"}
+    assert {row["combination"] for row in told} == {"weighted" if gated else "addition"}
+
+
+def test_gates_make_a_difference(released):
+    frames = torch.rand(2, 4, 3, 32, 32)
+    with_, without = (
+        load_released(released / "whole.pth", heads=3, gated=gated).encode_video(frames).embedding
+        for gated in (True, False)
+    )
+    assert (with_ - without).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["branch.bin", "silent.pth"])
+def test_a_branch_and_a_tower_without_words_take_them_from_a_clip(
+    name, released, monkeypatch, capsys
+):
+    options = ["--released", released / name, "--clip", released / "clip"]
+    found = released_rows(monkeypatch, capsys, *options)["percent"]
+    clip = load_clip(str(released / "clip"))
+    model = load_released(released / "branch.bin", clip=clip)
+    alone = gallery_scores(model, gallery("validation", 6))
+    assert [{k: row[k] for k in alone[0]} for row in found] == alone
+
+
+def test_released_weights_stand_beside_trained_ones(folders, released, monkeypatch, capsys):
+    options = [folders / "a", "--released", released / "whole.pth"]
+    rows = released_rows(monkeypatch, capsys, *options)["percent"]
+    adapters = ["", *[str(folders / "a")] * 2, "", *[str(released / "whole.pth")] * 2]
+    assert [row["adapter"] for row in rows[:6]] == adapters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.pth"], "There is no file nowhere.pth."),
+        (["words.pth"], "words.pth is no checkpoint, or it is damaged"),
+        (["cut.pth"], "cut.pth is no checkpoint, or it is damaged"),
+        (["resnet.pth"], "resnet.pth: This checkpoint holds no branch of BT-Adapter"),
+        (["whole.pth", "--heads", "5"], "whole.pth: A width of 24 cannot be shared among 5 heads"),
+        (["whole.pth"], "whole.pth: A width of 24 cannot be shared among 0 heads"),
+        (["branch.bin"], "branch.bin: This checkpoint holds the branch alone"),
+        (["branch.bin", "--clip", "gelu"], "belongs beside a CLIP with QuickGELU"),
+        (["branch.bin", "--clip", "moving-shapes"], "is 24 wide, and moving-shapes 96"),
+        (["branch.bin", "--clip", "clip", "--heads", "4"], "has 3 heads, not 4"),
+        (["silent.pth", "--heads", "3"], "name its CLIP with --clip and --pretrained"),
+        (
+            ["silent.pth", "--clip", "other"],
+            "silent.pth: The image tower in this checkpoint is not",
+        ),
+        (["whole.pth", "--clip", "clip"], "holds its own CLIP"),
+        (["ungated.pth", "--heads", "3"], "load it with gated=False (--no-gates)"),
+        (["branch.bin", "--clip", "ViT-B-32"], "without --pretrained has random weights"),
+        (["branch.bin", "--clip", "nothing", "--pretrained", "x"], "No CLIP is called 'nothing'"),
+    ],
+)
+def test_wrong_released_weights_are_one_sentence(arguments, message, released, monkeypatch, capsys):
+    monkeypatch.chdir(released)
+    assert_refused(monkeypatch, capsys, message, "--released", *arguments)
+
+
+@pytest.mark.parametrize("option", ["--no-gates", "--heads 3", "--clip x", "--pretrained y"])
+def test_options_of_released_weights_need_such_weights(option, folders, monkeypatch, capsys):
+    assert_refused(monkeypatch, capsys, "belong to --released", folders / "a", *option.split())
+
+
+def test_the_help_names_released_weights(monkeypatch, capsys):
+    assert evaluate(monkeypatch, "--help") == 0
+    told = capsys.readouterr().out
+    for word in ("--released", "--gates", "--no-gates", "--heads", "--clip ", "--pretrained"):
+        assert word in told

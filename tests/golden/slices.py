@@ -57,6 +57,8 @@ def main(folder: Path):
     official = load_file(folder / "official_state_dict.safetensors")
     save_file(official, HERE / "official.safetensors")
     save_file(load_file(folder / "eva_state_dict.safetensors"), HERE / "eva.safetensors")
+    features = load_file(folder / "retrieval_features.safetensors")
+    save_file(features, HERE / "retrieval.safetensors")
 
 
 if __name__ == "__main__":

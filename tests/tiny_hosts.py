@@ -1,0 +1,82 @@
+"""Image chat models of a few thousand random weights, one of each family, and byte words."""
+
+import torch
+from tiny import shake
+
+SIZES = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=5, num_attention_heads=3)
+VISION = SIZES | dict(image_size=16, patch_size=8)
+WORDS, IMAGE = 300, 0
+
+
+def tiny_llama(seed=0):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    config = LlamaConfig(vocab_size=WORDS, max_position_embeddings=160, **sizes)
+    return LlamaForCausalLM(config).eval()
+
+
+def llava(next=False, vision=None, **changes):
+    import transformers as hf
+
+    family = "LlavaNext" if next else "Llava"
+    options = dict(image_grid_pinpoints=[[16, 32], [32, 16]]) if next else {}
+    vision = hf.CLIPVisionConfig(**VISION) if vision is None else vision
+    parts = dict(vision_config=vision, text_config=tiny_llama().config, image_token_id=IMAGE)
+    config = getattr(hf, f"{family}Config")(**parts, **options, **changes)
+    return getattr(hf, f"{family}ForConditionalGeneration")(config)
+
+
+def qformer(family="Blip2", layers=5, text=None):
+    import transformers as hf
+
+    inner = SIZES | dict(num_hidden_layers=2, encoder_hidden_size=24, vocab_size=WORDS)
+    config = getattr(hf, f"{family}Config")(
+        vision_config=VISION | dict(num_hidden_layers=layers),
+        qformer_config=inner,
+        text_config=text or tiny_llama().config.to_dict(),
+        num_query_tokens=3,
+        image_token_index=IMAGE,
+    )
+    return getattr(hf, f"{family}ForConditionalGeneration")(config)
+
+
+def minigpt4():
+    from bt_adapter.chat import minigpt4
+
+    torch.manual_seed(3)
+    projection = torch.nn.Linear(24, 32).state_dict()
+    names = {f"llama_proj.{name}": weight for name, weight in projection.items()}
+    return minigpt4(qformer(), tiny_llama(), {"model": names})
+
+
+MAKERS = {
+    "llava": llava,
+    "llava-next": lambda: llava(next=True),
+    "blip-2": qformer,
+    "instructblip": lambda: qformer("InstructBlip"),
+    "minigpt4": minigpt4,
+}
+
+
+def tiny_host(name, seed=0):
+    """A host with no weight that is zero or one by accident, ready for use."""
+    torch.manual_seed(seed)
+    model = MAKERS[name]()
+    shake(model, seed, std=0.05)
+    return model.eval()
+
+
+def byte_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<image>", "<s>", "</s>", "<pad>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {token: i for i, token in enumerate([*special, *letters])}
+    raw = Tokenizer(models.BPE(vocab=words, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    names = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **names)
