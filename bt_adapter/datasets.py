@@ -597,12 +597,15 @@ class ClipLoader:
 @patch
 def __iter__(self: ClipLoader) -> Iterator[Batch]:
     "The batches left in this epoch; behind the last, the next epoch begins."
-    for batch, tried, broken in self.loader:
-        self.report.add(tried, broken)
-        self.report.check(len(self.dataset))
-        self.position += 1
-        if batch is not None:
-            yield batch
+    try:
+        for batch, tried, broken in self.loader:
+            self.report.add(tried, broken)
+            self.report.check(len(self.dataset))
+            self.position += 1
+            if batch is not None:
+                yield batch
+    except ConnectionError as error:
+        raise RuntimeError("A worker was killed while it handed a batch over.") from error
     self.epoch, self.position = self.epoch + 1, 0
 
 # %% ../nbs/22_datasets.ipynb #bc2912ef

@@ -258,7 +258,8 @@ def test_another_model_rubric_or_answer_is_another_question(tmp_path):
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from bt_adapter.benchmark import ModelJudge, Replies, judge_all
 from test_benchmark import make_items
 judge = ModelJudge("stub", "qa", Replies(sys.argv[2]), sys.argv[1], retries=0)

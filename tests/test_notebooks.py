@@ -11,11 +11,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat import v4
-from tidy import KERNEL, NOTEBOOKS, ROOT, WIDGET, directives, origin, tree, untidy
+from tidy import ANSWER, KERNEL, NOTEBOOKS, ROOT, WIDGET, directives, origin, tree, untidy
 
 ROOMS = [path for path in NOTEBOOKS if path.stem != "index"]
 LIMIT_S = 240
-ANSWER = {"collapsed": True, "jupyter": {"source_hidden": True}}
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(home|root|tmp|work|Users|mnt|opt|content)/\w+")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -78,7 +77,7 @@ def small_repository(folder):
     room = [
         v4.new_code_cell("#| default_exp room"),
         v4.new_code_cell("#| export\nfrom bt_adapter import __version__", execution_count=7),
-        v4.new_code_cell("# answer\nassert slider", metadata=ANSWER | {"tags": []}),
+        v4.new_code_cell("# answer\nassert slider", metadata={"tags": []}),
     ]
     room[2].outputs = [v4.new_output("display_data", view), v4.new_output("stream", text="seen")]
     index = [

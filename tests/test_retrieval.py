@@ -18,6 +18,7 @@ from bt_adapter import retrieval
 from bt_adapter.backbone import FrozenCLIP, load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.moving_shapes import caption, gallery, random_scene, render
+from bt_adapter.recognition import main
 from bt_adapter.released import load_released, save_released
 from bt_adapter.retrieval import (
     COLUMNS,
@@ -27,7 +28,6 @@ from bt_adapter.retrieval import (
     compare,
     encode_clips,
     gallery_scores,
-    main,
     match_table,
     mean_pooled,
     nearest,

@@ -28,6 +28,16 @@ def directives(cell):
     return {name: value.strip() for name, value in found}
 
 
+ANSWER = {"collapsed": True, "jupyter": {"source_hidden": True}}
+
+
+def fold_answers(notebook):
+    """The answer of an exercise opens collapsed."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code" and "".join(cell["source"]).startswith("# answer"):
+            cell["metadata"] = ANSWER
+
+
 def strip_widgets(notebook):
     """Take out what web viewers of notebooks break on: live widgets and their saved state."""
     notebook["metadata"] = {"kernelspec": KERNEL}
@@ -45,6 +55,7 @@ def clean():
     for path in Path("nbs").glob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         strip_widgets(notebook)
+        fold_answers(notebook)
         write_nb(notebook, path)
 
 
