@@ -172,10 +172,13 @@ def _load_named(name, pretrained):
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         near = ", ".join(difflib.get_close_matches(pretrained, tags, 3, 0.3) or tags[:3]) or "none"
         raise ValueError(f"{pretrained!r} is neither a file nor weights of {name}: try {near}.")
+    trained = open_clip.get_pretrained_cfg(name, pretrained) if pretrained in tags else {}
     quiet = logging.getLogger()
     level, quiet.level = quiet.level, logging.ERROR  # random weights are what was asked for
     try:
-        return open_clip.create_model(name, pretrained=pretrained), open_clip.get_tokenizer(name)
+        quick_gelu = trained.get("quick_gelu", False)
+        model = open_clip.create_model(name, pretrained, force_quick_gelu=quick_gelu)
+        return model, open_clip.get_tokenizer(name)
     except Exception as error:  # of the hub, of the network, and open_clip's own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name} with weights {pretrained!r} cannot be had: {reason}") from error

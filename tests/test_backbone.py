@@ -267,6 +267,24 @@ def small_folder(tmp_path):
     return tmp_path / "clip"
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "quick"),
+    [
+        ("ViT-L-14", "openai", True),
+        ("ViT-L-14", "laion2b_s32b_b82k", False),
+        ("ViT-L-14", None, False),
+    ],
+)
+def test_weights_decide_the_activation(name, weights, quick, monkeypatch):
+    import open_clip
+
+    asked = {}
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **more: asked.update(more) or 1 / 0)
+    with pytest.raises(ValueError, match="cannot be had"):
+        load_clip(name, weights)
+    assert bool(asked["force_quick_gelu"]) == quick
+
+
 def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
     import open_clip
 
