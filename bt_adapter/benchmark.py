@@ -308,7 +308,7 @@ def _client(self: ModelJudge):
             from openai import OpenAI
         except ImportError:
             raise ValueError(
-                "A model as judge needs the extra: pip install 'bt-adapter[chat]'."
+                "A model as judge needs the extra: pip install -e '.[chat]' in a clone."
             ) from None
         if not os.environ.get("OPENAI_API_KEY"):
             raise ValueError(

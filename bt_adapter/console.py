@@ -85,7 +85,7 @@ def run(app: typer.Typer):
     except (ValueError, OSError) as error:
         reason = error
     except ModuleNotFoundError as error:
-        reason = f"this needs {error.name}: pip install 'bt-adapter[chat,train]' brings it"
+        reason = f"this needs {error.name}: pip install -e '.[chat,train]' in a clone"
     else:
         return
     print(f"error: {reason}", file=sys.stderr)
