@@ -355,8 +355,8 @@ def relevance_figure(
 
 
 def _lines(text):
-    "A label in lines of about twenty characters, in which matplotlib sees no mathematics."
-    lines = (textwrap.fill(line, 22) for line in text.splitlines())
+    "A label in lines of about thirty characters, in which matplotlib sees no mathematics."
+    lines = (textwrap.fill(line, 30) for line in text.splitlines())
     return "\n".join(lines).replace("$", r"\$")
 
 # %% ../nbs/40_attention_maps.ipynb #faad292f

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TIES', 'FIGURES', 'COLUMNS', 'RANKS', 'DATA_FIGURES', 'ranks', 'check_ties', 'rank_figures', 'recall_at_k',
-           'match_table', 'ranks_in_pieces', 'nearest', 'mean_pooled', 'adapted', 'wrong_orders', 'shuffled', 'embed',
-           'encode_clips', 'scores', 'text_encoder', 'method_scores', 'adapter_methods', 'gallery_scores', 'over_seeds',
-           'weights_hash', 'check_csv', 'append_csv', 'side_by_side', 'compare', 'csv_rows', 'released_adapter',
-           'load_adapters', 'evaluated', 'check_examples', 'claim_folder', 'Encoded', 'encode_examples',
-           'encode_captions', 'both_directions', 'query_rows', 'judge_retrieval', 'evaluate_data']
+           'match_table', 'ranks_in_pieces', 'load_faiss', 'nearest', 'mean_pooled', 'adapted', 'wrong_orders',
+           'shuffled', 'embed', 'encode_clips', 'scores', 'text_encoder', 'method_scores', 'adapter_methods',
+           'gallery_scores', 'over_seeds', 'weights_hash', 'check_csv', 'append_csv', 'side_by_side', 'compare',
+           'csv_rows', 'released_adapter', 'load_adapters', 'evaluated', 'check_examples', 'ShardClips', 'claim_folder',
+           'Encoded', 'encode_examples', 'encode_captions', 'both_directions', 'query_rows', 'judge_retrieval',
+           'evaluate_data']
 
 # %% ../nbs/30_retrieval.ipynb #660b1052
 import csv
@@ -23,7 +24,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ from bt_adapter.datasets import (
     ClipDataset,
     ClipSettings,
     Example,
+    Shards,
     TooManyBroken,
     encode_tokens,
     loader,
@@ -48,6 +50,7 @@ from bt_adapter.datasets import (
 from .moving_shapes import Scene, caption, motion_scores, render
 from .released import load_released, read_file
 from .runs import make_folder, versions, write_whole
+from .video import ClipError
 
 # %% ../nbs/30_retrieval.ipynb #59ccf338
 def _check_targets(similarity, targets):
@@ -173,6 +176,14 @@ def ranks_in_pieces(
     return torch.cat(found)
 
 # %% ../nbs/30_retrieval.ipynb #6abb4782
+def load_faiss():
+    "The module. Raises ValueError if it is not installed."
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise ValueError("FAISS is not installed: pip install faiss-cpu") from error
+
+
 def nearest(
     queries: torch.Tensor,  # (q, c)
     candidates: torch.Tensor,  # (n, c)
@@ -183,10 +194,7 @@ def nearest(
     "The candidates with the largest inner products, best first."
     k = min(k, len(candidates))
     if faiss:
-        try:
-            index = importlib.import_module("faiss").IndexFlatIP(candidates.shape[1])
-        except ImportError as error:
-            raise ValueError("FAISS is not installed: pip install faiss-cpu") from error
+        index = load_faiss().IndexFlatIP(candidates.shape[1])
         index.add(candidates.float().cpu().numpy())
         return tuple(map(torch.from_numpy, index.search(queries.float().cpu().numpy(), k)))
     pieces = _pieces(queries, candidates, megabytes)
@@ -490,13 +498,42 @@ def check_examples(
     if silent:
         raise ValueError(f"{len(silent)} clips have no caption, the first is {silent[0]}")
     missing = [e for e in examples if e.data is None and not Path(e.path).is_file()]
-    if len(missing) == len(examples) or (missing and not skip):
+    if missing and (not skip or len(missing) == len(examples)):
         raise ValueError(
             f"{len(missing)} of {len(examples)} captions have no clip, the first expects "
             f"{missing[0].path}: name their folder with --videos, or leave them out with --skip"
         )
     gone = {example.id for example in missing}
     return [example for example in examples if example.id not in gone]
+
+# %% ../nbs/30_retrieval.ipynb #f74fa4fe
+class ShardClips:
+    "Clips of shards: one after another their examples without files, by number a whole one."
+
+    def __init__(
+        self,
+        shards: Shards,
+        count: int | None = None,  # how many, from the first; None: all
+        skip: bool = False,  # leave out clips that were cut off
+    ):
+        self.shards, self.listed = shards, range(len(shards))[:count]
+        self.known, self.numbers = [], []
+        for number in progress(self.listed, "reading shards"):
+            try:
+                self.known.append(replace(shards[number], data=b""))
+                self.numbers.append(number)
+            except ClipError:
+                if not skip:
+                    raise
+
+    def __len__(self):
+        return len(self.known)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.known)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.shards[self.numbers[index]]
 
 # %% ../nbs/30_retrieval.ipynb #716e85b5
 def claim_folder(
@@ -534,6 +571,10 @@ class Encoded(NamedTuple):
     examples: list[Example]
     video: dict[Hashable, torch.Tensor]  # method -> (n, c), of unit length
 
+    def on(self, device: torch.device) -> "Encoded":
+        "The same, with all embeddings on a device."
+        return self._replace(video={name: v.to(device) for name, v in self.video.items()})
+
 
 _NUMBERS = [str(n) for n in range(1000)]  # names of the methods in a file
 
@@ -548,7 +589,7 @@ def _joined(parts, examples, methods):
 # %% ../nbs/30_retrieval.ipynb #2413885c
 def encode_examples(
     clip: FrozenCLIP,
-    examples: list[Example],
+    examples: list[Example] | ShardClips,
     methods: dict[Hashable, Callable],  # as in `embed`
     last: int,
     settings: ClipSettings,
@@ -574,7 +615,7 @@ def encode_examples(
         raise ValueError(
             f"{path} cannot be read ({reason}): mend it, or leave such clips out with --skip"
         ) from None
-    return _joined(parts, examples, methods)
+    return _joined(parts, [*examples], methods)
 
 # %% ../nbs/30_retrieval.ipynb #106fda50
 def encode_captions(
@@ -616,6 +657,7 @@ def query_rows(
     text: torch.Tensor,  # (m, c)
     owner: torch.Tensor,  # (m,)
     k: int = 5,
+    faiss: bool = False,  # as in `nearest`
 ) -> list[dict]:  # one row a query
     "Each query with the rank of its match, ties against it, and the first k that were found."
     video, ids = encoded.video[name], [example.id for example in encoded.examples]
@@ -626,7 +668,7 @@ def query_rows(
     }
     rows, (_, places) = [], both_directions(video, text, owner)
     for way, (asked, held, queries, clips, answers) in ways.items():
-        for i, found in enumerate(nearest(asked, held, k)[1].tolist()):
+        for i, found in enumerate(nearest(asked, held, k, faiss)[1].tolist()):
             first = json.dumps([answers[j] for j in found], ensure_ascii=False)
             told = dict(direction=way, clip=clips[i], query=queries[i])
             rows.append(told | dict(rank=places[way][i].item(), found=first))
@@ -638,20 +680,22 @@ def judge_retrieval(
     encoded: Encoded,
     tokens: int | None = None,  # of a caption at most
     ties: str = "against",  # as in `ranks`
+    faiss: bool = False,  # as in `nearest`
 ) -> tuple[dict, list[dict]]:  # method -> figures; rows of queries
     "Retrieval in both directions by all methods."
     text, owner = encode_captions(clip, encoded.examples, tokens)
-    figures, queries = {}, []
-    for name, video in encoded.video.items():
+    device, figures, queries = clip.position.device, {}, []
+    here, text = encoded.on(device), text.to(device)
+    for name, video in here.video.items():
         figures[name] = both_directions(video, text, owner, ties)[0]
         told = dict(zip(("adapter", "method"), name))
-        queries += [told | row for row in query_rows(encoded, name, text, owner)]
+        queries += [told | row for row in query_rows(here, name, text, owner, faiss=faiss)]
     return figures, queries
 
 # %% ../nbs/30_retrieval.ipynb #d6a872ee
 def evaluate_data(
     models: dict[str, BTAdapter],
-    examples: list[Example],  # from `check_examples`
+    examples: list[Example] | ShardClips,  # that passed `check_examples`
     settings: ClipSettings,
     judge: Callable,  # as `judge_retrieval` after its first two arguments are given
     folder: Path | None = None,  # keeps the embeddings

@@ -1,6 +1,8 @@
 """The study: rows are what they say, runs can be stopped, and tables come from the file alone."""
 
 import csv
+import math
+import statistics
 import sys
 from dataclasses import replace
 
@@ -12,17 +14,23 @@ from bt_adapter import ablations
 from bt_adapter.ablations import (
     COLUMNS,
     FULL,
+    MEASURES,
     PAPER_MEASURES,
     QUICK,
     ROWS,
     ReleasedOrder,
     Row,
     States,
+    agreement,
     build,
+    difference,
     disagreements,
+    dots,
     embed_states,
     main,
+    measured,
     missing,
+    orders,
     read_rows,
     study_rows,
     summary,
@@ -68,7 +76,7 @@ def test_settings_are_the_same_for_all_rows():
     assert {name for row in ROWS for name, _ in row.branch} == {
         *("projection", "combination", "layers")
     }
-    assert replace(QUICK, steps=FULL.steps, objects=FULL.objects) == FULL
+    assert replace(QUICK, steps=FULL.steps, batch=FULL.batch, objects=FULL.objects) == FULL
     for row in ROWS:
         replace(FULL, **dict(row.train))
         BranchConfig(**dict(row.branch))
@@ -174,20 +182,80 @@ def test_tables_come_from_the_file(tmp_path):
     }
     assert second["T2V R@1"] == "41.0" and second["paper"] == "39.3 / 34.3"
     assert summary(lines, "Table 6") == []
-    assert disagreements(lines, "Table 7") == [("VTC, MBTA", "VTC", 1.0)]
-    agreeing = write(tmp_path / "y.csv", [("Table 7", "VTC", 1), ("Table 7", "VTC, MBTA", 2)])
-    assert disagreements(agreeing, "Table 7") == []
+    assert measured(lines, "Table 7", "direction") == {"VTC": [40, 44], "VTC, MBTA": [41]}
+    lines = write(tmp_path / "y.csv", [("frames", "8 at test", 3), ("frames", "2 at test", 4)])
+    assert [row["row"] for row in summary(lines, "frames")] == ["2 at test", "8 at test"]
+    assert "paper" not in summary(lines, "frames")[0]
+
+
+def test_a_difference_is_clear_if_it_is_twice_its_error():
+    ours, others = [50, 53, 59], [40, 41]
+    found = difference(ours, others)
+    assert found.points == pytest.approx(13.5) and found.clear
+    assert found.error == pytest.approx(
+        math.sqrt(statistics.variance(ours) / 3 + statistics.variance(others) / 2)
+    )
+    assert difference(others, ours) == pytest.approx((-13.5, found.error))
+    for far in (1, 2):  # an error of 1/2 to either side of 2 * 1/2
+        assert difference([far - 0.5, far + 0.5], [0, 0]).clear is (far == 2)
+    assert not difference([90], [1, 2]).clear and str(difference([90], [1, 2])).startswith("+88.5")
+    assert "too close" in str(difference([90], [1, 2])) and "too close" not in str(found)
+
+
+def test_orders_are_told_by_the_papers_first_figure(tmp_path):
+    values = [("Table 7", "VTC", v) for v in (40, 42)]
+    values += [("Table 7", "VTC, MBTA", v) for v in (30, 31)]  # the paper has it above VTC
+    values += [("Table 7", "VTC, MBCA", v) for v in (60, 61)]
+    values += [("Table 7", "VTC, MBTA, MBCA", 90)]  # one seed
+    lines = write(tmp_path / "x.csv", values)
+    said = {(pair.better, pair.other): pair.verdict for pair in orders(lines, "Table 7")}
+    assert said == {
+        ("VTC, MBTA", "VTC"): "the other way",
+        ("VTC, MBCA", "VTC"): "as in the paper",
+        ("VTC, MBCA", "VTC, MBTA"): "as in the paper",
+        **dict.fromkeys(
+            [("VTC, MBTA, MBCA", name) for name in ("VTC", "VTC, MBTA", "VTC, MBCA")],
+            "too close to call",
+        ),
+    }
+    (counts,) = agreement(lines)
+    assert [*counts.values()] == ["Table 7", 6, 2, 3, 1]
+    (pair,) = disagreements(lines)
+    assert [*pair.values()][:3] == ["Table 7", "VTC, MBTA", "VTC"]
+    assert {pair[measure] for measure in MEASURES} == {"+10.5 ± 1.1"}
+
+
+def test_rows_that_share_model_and_figure_are_ordered_once(tmp_path):
+    names = [row.name for row in ROWS if row.table == "Table 11"]
+    lines = write(tmp_path / "x.csv", [("Table 11", name, i) for i, name in enumerate(names)])
+    assert len(orders(lines, "Table 11")) == 10  # five rows: "weighted" is "zero projection"
+
+
+def test_a_figure_shows_every_seed_mean_and_deviation(tmp_path):
+    values = [("Figure 4", "mask 0.3", v) for v in (20, 24)] + [("Figure 4", "mask 0.9", 50)]
+    lines = [
+        row | {"seconds a step": 0.5 * i} for i, row in enumerate(write(tmp_path / "x.csv", values))
+    ]
+    panels = {"percent": ("motion", "direction"), "seconds": ("seconds a step",)}
+    left, right = dots(lines, "Figure 4", panels, "mask ratio").axes
+    assert [text.get_text() for text in left.get_xticklabels()] == ["0.3", "0.9"]
+    heights = [[*map(float, line.get_ydata())] for line in left.lines]
+    spread = statistics.stdev([20, 24])
+    assert heights[:3] == [[20, 24], [22 - spread, 22 + spread], [50]]
+    assert heights[4] == [22, 50] and len(heights) == 10
+    assert [*right.lines[-1].get_ydata()] == [0.25, 1.0] and not right.get_legend()
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["motion", "direction"]
 
 
 def test_the_shipped_study_is_complete():
+    """Every row at least once, no line twice, and what stands in them is what `ROWS` says."""
     lines = read_rows(samples_folder() / "ablations.csv")
     assert tuple(lines[0]) == COLUMNS
-    studies = {(row["steps"], row["clips"]) for row in lines}
-    for steps, clips in studies:
-        found = {
-            (r["table"], r["row"]) for r in lines if (r["steps"], r["clips"]) == (steps, clips)
-        }
-        assert found == {*BY_NAME}
+    settings = ("seed", "steps", "batch", "objects", "clips")
+    made = [tuple(row[name] for name in ("table", "row", *settings)) for row in lines]
+    assert len({*made}) == len(made)
+    most = max(int(row["steps"]) for row in lines)
+    assert {*BY_NAME} == {(r["table"], r["row"]) for r in lines if int(r["steps"]) == most}
     for row in lines:
         assert row["paper"] == BY_NAME[row["table"], row["row"]].paper
         assert row["command"].startswith("bta-ablations")
@@ -230,3 +298,20 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         assert printed.err.count("\n") == 2  # the first seed is not made again
         assert "shuffled at test" in printed.out
     assert {row["command"].split()[0] for row in read_rows(out)} == {"bta-ablations"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_whole_quick_study(monkeypatch, capsys, tmp_path):
+    """Every row is trained and tested by the command as it is."""
+    out = tmp_path / "quick.csv"
+    assert command(monkeypatch, "--quick", "--out", out) == 0
+    printed, lines = capsys.readouterr(), read_rows(out)
+    assert len(lines) == len(ROWS)
+    assert {(row["table"], row["row"]) for row in lines} == {*BY_NAME}
+    assert {(row["steps"], row["seed"]) for row in lines} == {(str(QUICK.steps), "0")}
+    assert all(math.isfinite(float(row[name])) for row in lines for name in FIGURES)
+    untrained = {row["row"] for row in lines if float(row["seconds a step"]) == 0}
+    assert untrained == {"baseline, frozen", "ST pooling, frozen", "CLIP"}
+    assert printed.err.count("\n") == len(ROWS)
+    assert all(row.table in printed.out for row in ROWS)

@@ -15,8 +15,21 @@ from safetensors.torch import save_file
 from bt_adapter import retrieval
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig, BTAdapter
-from bt_adapter.datasets import crop_frames, encode_tokens, normalise, tokenise
-from bt_adapter.recognition import accuracy, class_features, class_names, main
+from bt_adapter.datasets import (
+    crop_frames,
+    encode_tokens,
+    normalise,
+    read_examples,
+    tokenise,
+    write_shards,
+)
+from bt_adapter.recognition import (
+    accuracy,
+    class_features,
+    class_names,
+    judge_recognition,
+    main,
+)
 from bt_adapter.retrieval import ranks, recall_at_k, wrong_orders
 from bt_adapter.small_clip import new_clip
 from bt_adapter.video import read_clip
@@ -304,6 +317,90 @@ def test_an_evaluation_goes_on_where_it_was_stopped(table, adapter, monkeypatch,
     refused(monkeypatch, capsys, "holds another evaluation", *arguments, "--frames", 3)
 
 
+def percent(monkeypatch, capsys, *arguments):
+    """The rows that are printed, shuffled frames left out: their orders depend on the clips'."""
+    assert run(monkeypatch, *arguments, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["percent"]
+    return [{k: v for k, v in row.items() if k != "data"} for row in rows[:2]]
+
+
+@pytest.mark.parametrize("name", ["plain", "table"])
+def test_shards_are_judged_as_what_they_were_made_of(name, table, adapter, monkeypatch, capsys):
+    write_shards(read_examples(table / f"{name}.csv"), table / "shards", per_shard=3)
+    options = ["--frames", 2, "--workers", 0]
+    plain = percent(monkeypatch, capsys, adapter, "--data", table / f"{name}.csv", *options)
+    for clip in table.glob("*.mp4"):
+        clip.unlink()
+    stored = percent(monkeypatch, capsys, adapter, "--data", table / "shards", *options)
+    for ours, others in zip(stored, plain, strict=True):
+        assert ours == pytest.approx(others)
+    few = percent(monkeypatch, capsys, adapter, "--data", table / "shards", *options, "--clips", 3)
+    assert {(row["clips"], row["left out"]) for row in few} == {(3, 0)}
+    kept = [adapter, "--data", table / "shards", *options, "--keep", table / "kept"]
+    assert percent(monkeypatch, capsys, *kept) == stored == percent(monkeypatch, capsys, *kept)
+
+
+def test_shards_that_were_cut_off_and_options_they_have_no_use_for(
+    table, adapter, monkeypatch, capsys
+):
+    write_shards(read_examples(table / "plain.csv"), table / "shards", per_shard=3)
+    shard = max((table / "shards").glob("*.tar"))  # the last has a single clip
+    shard.write_bytes(shard.read_bytes()[:100])
+    arguments = [adapter, "--data", table / "shards", "--frames", 2]
+    with monkeypatch.context() as patch:
+        refused(patch, capsys, "the shard was cut off", *arguments)
+        refused(patch, capsys, "leave --videos and --split out", *arguments, "--videos", table)
+        refused(patch, capsys, "make shards with", adapter, "--data", table)
+    rows = percent(monkeypatch, capsys, *arguments, "--skip")
+    assert {(row["clips"], row["left out"]) for row in rows} == {(3, 1)}
+
+
+def test_ranks_are_counted_on_the_device_of_the_model(monkeypatch):
+    """`meta` stands for a GPU: what is counted there has no values, but a device."""
+    clip, seen = SimpleNamespace(position=torch.empty(1, device="meta")), []
+    example = SimpleNamespace(id="x", captions=("a",), label="x")
+    encoded = retrieval.Encoded([example] * 2, {("", "m"): torch.eye(2)})
+
+    def places(queries, candidates, *args, **options):
+        seen.append((queries.device.type, candidates.device.type))
+        return torch.ones(2, dtype=torch.long)
+
+    def first(queries, candidates, *args):
+        return places(queries, candidates), torch.zeros(2, 1, dtype=torch.long)
+
+    monkeypatch.setattr(retrieval, "ranks_in_pieces", places)
+    monkeypatch.setattr(retrieval, "nearest", first)
+    monkeypatch.setattr(retrieval, "encode_captions", lambda *a: (torch.eye(2), torch.arange(2)))
+    retrieval.judge_retrieval(clip, encoded)
+    assert len(seen) == 6
+    monkeypatch.setattr("bt_adapter.recognition.class_features", lambda *a: torch.eye(2))
+    judge_recognition(clip, encoded, {"x": "x", "y": "y"})
+    assert len(seen) == 9 and {*seen} == {("meta", "meta")}
+
+
+def test_both_directions_are_printed_in_words_that_are_whole(table, adapter, monkeypatch, capsys):
+    monkeypatch.chdir(adapter.parent)  # a short name
+    assert run(monkeypatch, adapter.name, "--data", table / "plain.csv", "--frames", 2) == 0
+    shown = capsys.readouterr().out
+    titles = [shown.index(title) for title in ("text to video", "video to text", "evaluated")]
+    assert titles == sorted(titles)
+    for words in ("BT-Adapter, shuffled", "median rank", "mean rank", "left out"):
+        assert shown.count(words) == 2, words
+
+
+def test_faiss_finds_the_same(table, adapter, monkeypatch, capsys):
+    arguments = [adapter, "--data", table / "plain.csv", "--frames", 2, "--faiss"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "faiss", None)
+        refused(patch, capsys, "FAISS is not installed: pip install faiss-cpu", *arguments)
+    pytest.importorskip("faiss")
+    for name, options in ("with", arguments), ("without", arguments[:-1]):
+        assert run(monkeypatch, *options, "--queries", table / f"{name}.csv") == 0
+    assert (table / "with.csv").read_text() == (table / "without.csv").read_text()
+    capsys.readouterr()
+    refused(monkeypatch, capsys, "--faiss belongs to --data", adapter, "--faiss")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -379,7 +476,7 @@ def test_released_ties_are_an_option(monkeypatch):
     encoded = retrieval.Encoded([example] * 2, {("", "m"): torch.ones(2, 2)})
     texts = torch.ones(2, 2), torch.arange(2)
     monkeypatch.setattr(retrieval, "encode_captions", lambda *args: texts)
-    figures, queries = judge(None, encoded)
+    figures, queries = judge(SimpleNamespace(position=torch.ones(1)), encoded)
     assert figures["", "m"]["T2V R@1"] == 50.0  # ranks 1 and 2 for each query
     assert [q["rank"] for q in queries] == [2] * 4
     assert ranks(torch.ones(2, 2), ties="released").tolist() == [1, 2, 1, 2]

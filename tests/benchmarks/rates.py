@@ -1,0 +1,55 @@
+"""Which learning rates should the ablations have? Trains a few strategies and judges them on the
+validation gallery. Run `python tests/benchmarks/rates.py`; the rows go to rates.csv beside it.
+"""
+
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bt_adapter.ablations import FRESH, FULL, ROWS, States, Study, test_row, train_row
+from bt_adapter.backbone import load_clip
+from bt_adapter.moving_shapes import gallery
+from bt_adapter.trainer import Rates
+
+TRIED = [  # row of Table 1, factor of all rates of 0.02 and 4e-3, share of opened layers
+    ("BT-Adapter, frozen", 2, 1),
+    ("BT-Adapter, frozen", 4, 1),
+    ("BT-Adapter, frozen", 8, 1),
+    ("separate-ST, frozen", 2, 1),
+    ("separate-ST, frozen", 4, 1),
+    ("separate-ST", 4, 1),
+    ("separate-ST", 4, 0.1),
+]
+CLIPS = 216
+
+
+def rates(factor: float, share: float) -> tuple[Rates, ...]:
+    "Muon for opened layers and for fresh ones, AdamW for the rest."
+    opened = Rates(("blocks.",), 0.02 * factor * share, "muon")
+    return opened, Rates(FRESH, 0.02 * factor, "muon"), Rates(("",), 4e-3 * factor)
+
+
+def main():
+    torch.set_num_threads(1)
+    clip, held = load_clip("moving-shapes"), gallery("validation", CLIPS)
+    rows = {row.name: row for row in ROWS if row.table == "Table 1"}
+    study = Study.make(clip, FULL, 1, [])
+    study = replace(study, test=held, unseen={8: States(clip, held, 8)})
+    with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
+        made = csv.writer(file)
+        made.writerow(["row", "factor", "opened", "steps", "T2V R@1", "motion", "direction"])
+        for name, factor, share in TRIED:
+            config = replace(FULL, rates=rates(factor, share))
+            one = replace(study, config=config)
+            found = test_row(one, rows[name], train_row(one, rows[name])[0])
+            figures = [f"{found[figure]:.1f}" for figure in ("T2V R@1", "motion", "direction")]
+            made.writerow([name, factor, share, FULL.steps, *figures])
+            file.flush()
+            print(name, factor, share, *figures, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
