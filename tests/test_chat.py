@@ -12,7 +12,16 @@ import torch
 from einops import rearrange
 from test_released import FORWARD, error, recording, weights
 from tiny import shake, tiny_clip
-from tiny_hosts import MAKERS, VISION, byte_tokenizer, llava, qformer, tiny_host, tiny_llama
+from tiny_hosts import (  # noqa: F401 one_thread is used by all tests here
+    MAKERS,
+    VISION,
+    byte_tokenizer,
+    llava,
+    one_thread,
+    qformer,
+    tiny_host,
+    tiny_llama,
+)
 
 from bt_adapter import chat
 from bt_adapter.branch import BranchConfig, BTAdapter
@@ -35,14 +44,6 @@ from bt_adapter.released import chat_groups, load_released
 
 HOSTS = [*MAKERS]
 PLAIN = Template("<video>{question}:", " {question}:")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def clips(t=4, seed=0, b=1):

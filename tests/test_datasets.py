@@ -9,9 +9,12 @@ import shutil
 import signal
 import tarfile
 import threading
+import time
 from collections import Counter
 from itertools import chain, islice
+from multiprocessing import AuthenticationError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,6 +146,16 @@ def test_names_that_do_not_exist(tmp_path):
         read_examples(tmp_path / "b.csv")
     with pytest.raises(ValueError, match="must be named, one of train1, test1"):
         read_examples(tmp_path, "hmdb51")
+
+
+@pytest.mark.parametrize("second", ["b.mp4,0,2", "a.mp4,2,4"])
+def test_an_id_names_one_clip(tmp_path, second):
+    table = tmp_path / "captions.csv"
+    table.write_text(f"id,path,start,end,caption\n1,a.mp4,0,2,red\n1,{second},blue\n")
+    with pytest.raises(ValueError, match="the id '1' is given to different (files|stretches)"):
+        read_examples(table)
+    table.write_text("id,path,start,end,caption\n1,a.mp4,0,2,red\n1,a.mp4,0,2,blue\n")
+    assert [example.captions for example in read_examples(table)] == [("red", "blue")]
 
 
 def test_tables(tmp_path):
@@ -442,12 +455,47 @@ def test_a_state_of_another_run_is_refused(examples):
 
 
 def test_a_worker_that_is_killed_ends_the_run(examples):
-    run = loader(training(examples), 2, workers=1)
-    batches = iter(run)
-    next(batches)
-    os.kill(run.loader._iterator._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="worker"):
-        list(batches)
+    for moment in (0, 0.05):
+        run = loader(training(examples), 2, workers=1)
+        batches = iter(run)
+        next(batches)
+        with pytest.raises(RuntimeError, match="worker"):
+            os.kill(run.loader._iterator._workers[0].pid, signal.SIGKILL)
+            time.sleep(moment)
+            list(batches)
+
+
+@pytest.mark.parametrize(
+    "error", [EOFError, ConnectionResetError, FileNotFoundError, AuthenticationError]
+)
+def test_a_hand_over_that_breaks_is_a_worker_that_was_killed(examples, error):
+    """A process's sentinel is a pipe, which is closed when the process ends."""
+    reading, writing = os.pipe()
+
+    class Batches:
+        _workers = (SimpleNamespace(sentinel=reading),)
+
+        def __next__(self):
+            raise error("the hand-over broke")
+
+    run = loader(training(examples), 2)
+    with pytest.raises(error, match="the hand-over broke"):
+        run._next(Batches())
+    os.close(writing)
+    with pytest.raises(RuntimeError, match="worker was killed"):
+        run._next(Batches())
+    os.close(reading)
+
+
+class Refusing(ClipDataset):
+    def item(self, epoch, index):
+        raise EOFError("my own file ended")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_data_set_stays_what_it_is(examples, workers):
+    with pytest.raises(EOFError, match="my own file ended"):
+        list(loader(Refusing(examples, SIZE, 4), 2, workers=workers))
 
 
 def test_frames_of_many_batches_may_be_kept(examples):

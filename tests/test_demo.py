@@ -4,19 +4,22 @@ import csv
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tidy import NOTEBOOKS, ROOT
+from tiny_hosts import IMAGE, byte_tokenizer, tiny_llama
 
+from bt_adapter import chat
 from bt_adapter import demo as room
-from bt_adapter.backbone import samples_folder
+from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BTAdapter
+from bt_adapter.chat import image_chat_model, plug
 from bt_adapter.maps import seen_part
 from bt_adapter.moving_shapes import caption, gallery, opposite
 from bt_adapter.retrieval import weights_hash
@@ -24,12 +27,20 @@ from bt_adapter.video import read_clip, write_clip
 
 CLIPS = samples_folder() / "clips"
 NAMES = list(room.sample_scenes())
+CONVERSE = room.converse
+
+
+TALK = [
+    {"question": f"{kind}?", "it shows": "x"} | {f"{name} says": name for name in room.TALKERS}
+    for kind in room.ASKED
+]
 
 
 @pytest.fixture
 def run(monkeypatch, capfd, tmp_path):
     """The command in an empty folder: exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(room, "converse", lambda *given: TALK)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["bta-demo", *map(str, arguments)])
@@ -63,12 +74,19 @@ def test_shipped_clips_are_test_clips_in_opposite_pairs():
 
 
 @pytest.mark.slow
-def test_the_whole_command(tmp_path):
+def test_the_whole_command(tmp_path, tmp_path_factory):
+    """Where SmolLM2 is not and cannot be fetched, as on a train."""
     code = "import sys; from bt_adapter.demo import main; sys.argv[0] = 'bta-demo'; main()"
-    started = time.time()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path)
-    assert done.returncode == 0 and time.time() - started < 60
-    assert done.stderr == b"" and b"\x1b" not in done.stdout
+    env = os.environ | dict(PIP_NO_INDEX="1", XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache")))
+    env |= dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    call = dict(capture_output=True, cwd=tmp_path, env=env)
+    done = subprocess.run([sys.executable, "-c", code], **call)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert done.returncode == 0 and seconds < 60
+    *_, note = done.stderr.decode().splitlines()
+    assert note.startswith("note: no conversation: ") and b"Traceback" not in done.stderr
+    assert b"\x1b" not in done.stdout
     text = done.stdout.decode()
     assert "direction" in text and caption(room.sample_scenes()["left.mp4"]) in text
     assert os.listdir(tmp_path) == ["bta-demo.png"] and "bta-demo.png" in text
@@ -79,7 +97,9 @@ def test_the_whole_command(tmp_path):
 def test_results_for_programs(run):
     status, out, err = run("--json")
     results = json.loads(out)
-    assert (status, err) == (0, "") and results.keys() == {"scores", "clips", "picture"}
+    assert (status, err) == (0, "")
+    assert results.keys() == {"scores", "clips", "conversation", "picture"}
+    assert results["conversation"] == TALK
     scores = {row["percent right"]: row for row in results["scores"]}
     assert scores["direction"]["frozen CLIP"] <= 60 and scores["direction"]["BT-Adapter"] >= 90
     assert [row["clip"] for row in results["clips"]] == NAMES
@@ -105,6 +125,7 @@ def test_captions_are_ranked_for_own_clips(run, tmp_path):
 def test_brackets_are_no_markup(run):
     status, out, _ = run(CLIPS / "grow.mp4", "--captions", "[/b] grows", "--captions", "[red]")
     assert status == 0 and "[/b] grows" in out and "[red]" in out
+    assert run(CLIPS / "grow.mp4", "--captions", r"$\no{formula$")[0] == 0  # in the picture
 
 
 def test_a_folder_without_captions_is_encoded(run):
@@ -170,18 +191,57 @@ def test_the_picture_is_refused_before_the_work(run, monkeypatch):
     assert run("--picture", "nowhere/x.png")[0] == 2
 
 
-def test_a_failure_leaves_the_old_picture(tmp_path, monkeypatch):
-    def fail_late(path, _):
-        Path(path).write_bytes(b"half")
-        raise OSError("the disk is full")
+LACKS = {
+    "it needs peft: pip install": ModuleNotFoundError("No module", name="peft"),
+    "SmolLM2 cannot be fetched": ValueError("SmolLM2 cannot be fetched: no network"),
+    "the disk is full": OSError("the disk is full"),
+    "torch is too old": ImportError("torch is too old"),
+}
 
-    image = Image.new("RGB", (4, 4), "red")
-    room.save_picture(image, tmp_path / "x.png")
-    before = (tmp_path / "x.png").read_bytes()
-    monkeypatch.setattr(image, "save", fail_late)
-    with pytest.raises(OSError, match="full"):
-        room.save_picture(image, tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes() == before and len(os.listdir(tmp_path)) == 1
+
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("words", LACKS)
+def test_what_a_conversation_lacks_is_a_sentence(monkeypatch, capsys, words):
+    monkeypatch.setattr(room, "converse", failing(LACKS[words]))
+    assert room.talk_if_possible(print) == {}
+    out, err = capsys.readouterr()
+    assert err.startswith("note: no conversation: ") and words in err and err.count("\n") == 1
+    assert not out
+
+
+def test_without_a_conversation_all_else_is_there(run, monkeypatch):
+    monkeypatch.setattr(room, "converse", failing(ModuleNotFoundError("no", name="peft")))
+    status, out, err = run()
+    assert status == 0 and caption(room.sample_scenes()["left.mp4"]) in out and "peft" in err
+    assert Path("bta-demo.png").is_file()
+
+
+def test_a_conversation_is_told_and_drawn(run, monkeypatch):
+    """With a language model of random weights."""
+    model = image_chat_model(load_clip("moving-shapes"), tiny_llama(), IMAGE)
+    model.config.text_config.max_position_embeddings = 500
+    model.usual_template = "smollm2"
+    asked, drawn = [], []
+    monkeypatch.setattr(chat, "small_host", lambda folder: (model, byte_tokenizer()))
+    monkeypatch.setattr(
+        chat, "plug_small", lambda m, f, video: asked.append(video) or plug(m, "mean")
+    )
+    monkeypatch.setattr(room, "converse", CONVERSE)
+    true = room.attention_picture
+    monkeypatch.setattr(room, "attention_picture", lambda m, c, x: drawn.extend(x) or true(m, c, x))
+    status, out, err = run()
+    assert (status, err, asked) == (0, "", ["mean", None])
+    for name in room.TALKERS:
+        assert f"\n{name}\n" in out
+    lines = [line for line in drawn if line.startswith("Which shape is it?")]
+    assert len(lines) == 1 and "image model: " in lines[0] and lines[0].isprintable()
+    assert out.count("Which shape is it?") == 2 and "\x1b" not in out
 
 
 def test_the_first_page_lists_all_notebooks_in_order():

@@ -1,20 +1,35 @@
 """Instruction tuning: what is learned, by what, and that a stopped run goes on."""
 
+import csv
 import json
 import os
 import signal
+import types
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_chat import PLAIN, adapter_for, clips, tower, video
-from tiny_hosts import byte_tokenizer, tiny_host, tiny_llama
+from tiny import shake
+from tiny_hosts import (  # noqa: F401 one_thread is used by all tests here
+    IMAGE,
+    VISION,
+    byte_tokenizer,
+    llava,
+    one_thread,
+    tiny_host,
+    tiny_llama,
+)
 from torch import nn
 
 from bt_adapter import chat, instruct
 from bt_adapter import moving_shapes as world
-from bt_adapter.branch import BTAdapter
-from bt_adapter.chat import Turn, VideoChat, load_chat, plug
+from bt_adapter import store as frozen
+from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.branch import BranchConfig, BTAdapter
+from bt_adapter.chat import Turn, VideoChat, image_chat_model, image_host, load_chat, plug
 from bt_adapter.instruct import (
     IGNORED,
     InstructConfig,
@@ -30,16 +45,9 @@ from bt_adapter.instruct import (
     train,
     used,
 )
+from bt_adapter.video import read_clip
 
 TURNS = (("What moves?", "a cup"), ("Which way?", "left"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- what is learned ---
@@ -162,6 +170,8 @@ BAD = {
     "no rows": [],
     "no text": [dict(video_id="v", q="", a="A cup.")],
     "no answer": [dict(video_id="v", q="What?")],
+    "blank": [dict(video_id="v", q="What?", a=" ")],
+    "silence": [dict(id="v", conversations=[])],
     "odd": [dict(id="v", conversations=GOOD[:3])],
     "two humans": [dict(id="v", conversations=[GOOD[0], GOOD[0]])],
     "strings": ["a", "b"],
@@ -171,11 +181,11 @@ BAD = {
 def test_instructions_in_both_forms(tmp_path):
     rows = [
         dict(video_id="v_1", q=" What? ", a="A cup."),
-        dict(id=3, video="v_2.pkl", conversations=GOOD),
+        dict(id="v_2", video="v_2.pkl", conversations=GOOD),
     ]
     first, second = read_dialogues(write(tmp_path / "train.json", rows))
-    assert first == ("v_1", (("What?", "A cup."),))
-    assert second == ("v_2.pkl", (("What?", "A cup."), ("Where?", "Here.")))
+    assert first.turns == (("What?", "A cup."),) and Path(first.path).name == "v_1.mp4"
+    assert second.turns == (("What?", "A cup."), ("Where?", "Here."))
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -183,7 +193,7 @@ def test_other_files_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match=r"bad\.json") as caught:
         read_dialogues(write(tmp_path / "bad.json", BAD[name]))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="no file of instructions"):
+    with pytest.raises(ValueError, match=r"There is no annotation .*missing\.json"):
         read_dialogues(tmp_path / "missing.json")
 
 
@@ -192,11 +202,86 @@ def test_presets_are_those_of_table_8_and_of_the_released_code():
     assert (paper.betas, paper.weight_decay, paper.batch) == ((0.9, 0.998), 0.1, 4)
     assert (released.betas, released.weight_decay, released.batch) == ((0.9, 0.999), 0.0, 8)
     assert paper.lr == released.lr == paper.branch_lr == 2e-5 and released.warmup == 0.03
-    assert released.embeddings and not paper.embeddings
+    assert released.embeddings and not paper.embeddings and paper.gates and not released.gates
+    assert for_dialogues("paper", 1).steps == 1 and paper.steps == 75_000
     with pytest.raises(ValueError, match="'paper' or 'released'"):
         for_dialogues("mine", 10)
     with pytest.raises(ValueError, match="1 or more"):
         InstructConfig(0, 1, 1e-3, 1e-3)
+
+
+def test_every_part_has_its_own_rate():
+    config = InstructConfig(1, 1, lr=0.1, branch_lr=0.01, lora_lr=0.001)
+    names = "projector.a", "branch.b", "layers.0.lora_A.c", "layers.0.lora_B.d"
+    groups = instruct.optimiser_of({n: nn.Parameter(torch.zeros(1)) for n in names}, config)
+    found = {group["lr"]: len(group["params"]) for group in groups.param_groups}
+    assert found == {0.1: 1, 0.01: 1, 0.001: 2}
+
+
+def test_a_dialogue_never_tells_the_answer_of_a_later_question():
+    rng = np.random.default_rng(0)
+    asked = [
+        {question for question, _ in instruct.some_turns(answers(world.random_scene(rng)), rng)}
+        for _ in range(300)
+    ]
+    motion, direction = (instruct.QUESTIONS[kind] for kind in ("motion", "direction"))
+    assert not any({motion, direction} <= one for one in asked)
+    assert {question for one in asked for question in one} == {*instruct.QUESTIONS.values()}
+
+
+# --- words first ---
+
+
+class Words:
+    """A tokenizer of whole words."""
+
+    eos_token_id = 0
+
+    def __call__(self, text, add_special_tokens=False):
+        words = "red blue star circle moves left right up".split()
+        return types.SimpleNamespace(input_ids=[1 + words.index(word) for word in text.split()])
+
+
+KNOWN = [
+    dict(colour="red", shape="star", motion="moves left"),
+    dict(colour="blue", shape="circle", motion="moves right"),
+    dict(colour="blue", shape="star"),
+]
+
+
+def test_an_answer_is_told_from_the_others_of_its_kind():
+    table = torch.randn(9, 16, generator=torch.Generator().manual_seed(0))
+    said, rows = instruct.word_directions(table, Words(), KNOWN)["motion"]
+    assert said == ["moves left", "moves right"]
+    expected = table[[5, 6]].mean(0) - (table[[5, 6]].mean(0) + table[[5, 7]].mean(0)) / 2
+    torch.testing.assert_close(rows[0], expected / expected.norm())
+    torch.testing.assert_close(rows[0], -rows[1])  # "moves" says nothing
+
+
+def test_one_token_that_shows_it_is_enough():
+    directions = instruct.word_directions(torch.randn(9, 16), Words(), KNOWN)
+    silent, red = torch.zeros(16), directions["colour"][1][1]
+    assert directions["colour"][0][1] == "red"
+    told = torch.stack([silent, silent, red, silent])[None]
+    known = [dict(colour="red")]
+    right = instruct.words_loss(told, known, directions)
+    assert right < instruct.words_loss(0 * told, known, directions)
+    assert right < instruct.words_loss(-told, known, directions)
+    torch.testing.assert_close(right, instruct.words_loss(told.flip(1), known, directions))
+
+
+def test_the_warm_up_trains_the_projector_and_sets_its_loudness(tmp_path):
+    rng, table = torch.Generator().manual_seed(0), torch.randn(9, 16) / 10
+    tokens = torch.randn(3, 4, 8, generator=rng)
+    torch.manual_seed(0)
+    projector = chat.Projector(8, 16)
+    config = InstructConfig(60, 3, lr=1e-2)
+    parts = projector, tokens, KNOWN, table, Words(), config, tmp_path
+    instruct.projector_learns_words(*parts)
+    made = projector(tokens)
+    directions = instruct.word_directions(table, Words(), KNOWN)
+    assert instruct.words_loss(made, KNOWN, directions) < 0.1
+    torch.testing.assert_close(made.square().mean(), table.square().mean())
 
 
 # --- the loop ---
@@ -289,9 +374,9 @@ def made(tmp_path_factory):
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=256, **sizes))
     llama.save_pretrained(folder / "words")
     tokenizer.save_pretrained(folder / "words")
-    stage = InstructConfig(4, 4, lr=1e-3, branch_lr=1e-3)
+    stage = InstructConfig(4, 4, lr=1e-3, branch_lr=1e-3, lora_lr=1e-3)
     adapter = BTAdapter.from_pretrained("moving-shapes")
-    stages = dict(pictures=stage, clips=stage)
+    stages = dict(words=stage, pictures=stage, clips=stage)
     rows = make_small_chat(folder / "chat", adapter, 0, 8, stages, folder / "words", kept=(24, 8))
     return folder, rows
 
@@ -324,3 +409,207 @@ def test_nothing_of_this_machine_is_written(made):
         if path.suffix in (".json", ".md", ".csv"):
             assert str(folder) not in path.read_text() and "/root" not in path.read_text()
     assert not list((folder / "chat").rglob("*.part"))
+
+
+# --- a host of one's own ---
+
+SHIPPED = samples_folder() / "clips"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """A LLaVA of random weights around the small CLIP, a file of dialogues, and their clips."""
+    folder = tmp_path_factory.mktemp("tune")
+    model = image_chat_model(load_clip("moving-shapes"), tiny_llama(), IMAGE)
+    model.config.text_config.max_position_embeddings = 500
+    model.save_pretrained(folder / "host")
+    byte_tokenizer().save_pretrained(folder / "host")
+    (folder / "clips").mkdir()
+    for path in SHIPPED.iterdir():
+        (folder / "clips" / path.name).write_bytes(path.read_bytes())
+    (folder / "clips" / "broken.mp4").write_text("no film")
+    names = sorted(path.stem for path in (folder / "clips").iterdir())
+    rows = [dict(video_id=name, q="What happens?", a=f"{name}!") for name in names]
+    rows += [dict(id=name, conversations=GOOD) for name in names[-2:]]
+    rows += [dict(video_id="lost", q="Where?", a="Gone.")]
+    rows += [
+        dict(video_id="grow", q="why " * 200, a="So."),
+        dict(video_id="grow", q="<image>", a="?"),
+    ]
+    write(folder / "data.json", rows)
+    return folder
+
+
+def tune(host, out, **changes):
+    options = dict(data=host / "data.json", clips=host / "clips", steps=6, save_every=2)
+    options = dict(model=str(host / "host")) | options | dict(store=host / "states")
+    return instruct.tune(**(options | dict(out=out) | changes))
+
+
+def weights_in(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "tuned.safetensors") | load_file(
+        folder / "adapter/adapter.safetensors"
+    )
+
+
+def same_weights(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def tuned(host):
+    tune(host, host / "tuned")
+    return host / "tuned"
+
+
+def test_a_tuned_host_is_put_together_again(host, tuned):
+    before, _ = image_host(host / "host")
+    model, tokenizer = load_chat(str(host / "host"), str(tuned))
+    new = model.state_dict()
+    changed = {n for n, w in before.state_dict().items() if n in new and not torch.equal(w, new[n])}
+    assert changed and all("multi_modal_projector" in name for name in changed)
+    kept = weights_in(tuned)
+    assert all(torch.equal(new[name], kept[name].to(new[name].dtype)) for name in changed)
+    branch, old = tower(model).branch_pool.branch, BTAdapter.from_pretrained("moving-shapes").branch
+    moved = {n for n, w in branch.state_dict().items() if not torch.equal(w, old.state_dict()[n])}
+    assert moved and moved <= {*used(tower(model).branch_pool)} and "gates.2.w_b" in moved
+    talk = VideoChat(model, tokenizer, SHIPPED / "left.mp4", PLAIN, max_tokens=3)
+    assert len(talk._whole([], "Why")[0]) == 64 + 4 and isinstance(talk.ask("Why?"), str)
+    with plug(before, "mean"):
+        other = talk.ask("Why?") and VideoChat(before, tokenizer, SHIPPED / "left.mp4", PLAIN)
+        assert not torch.equal(other._whole([], "Why"), talk._whole([], "Why"))
+
+
+def test_what_is_left_out_is_counted(tuned, capsys):
+    card = json.loads((tuned / "training.json").read_text())
+    assert card["dialogues"] == dict(learned=14, broken_clip=1, too_long=2)
+    with (tuned / "broken.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert Path(row["path"]).name == "broken.mp4" and row["reason"]
+    assert not (tuned / "checkpoint.pt").exists() and not list(tuned.rglob("*.part"))
+    assert len(list((tuned.parent / "states").glob("??/*"))) == 12  # one for each clip
+
+
+@pytest.mark.parametrize(("how", "error"), [("signal", SystemExit), ("power", RuntimeError)])
+def test_a_stopped_tuning_ends_where_an_undisturbed_one_does(
+    host, tuned, tmp_path, monkeypatch, how, error
+):
+    true, calls = instruct.answer_loss, []
+
+    def loss(*given):
+        calls.append(given)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM) if how == "signal" else fail()
+        return true(*given)
+
+    monkeypatch.setattr(instruct, "answer_loss", loss)
+    with pytest.raises(error):
+        tune(host, tmp_path / "halves")
+    with pytest.raises(ValueError, match="add --resume"):
+        tune(host, tmp_path / "halves")
+    with pytest.raises(ValueError, match="belongs to another run: its seed"):
+        tune(host, tmp_path / "halves", resume=True, seed=1)
+    monkeypatch.setattr(frozen, "frozen_states", fail)  # all are in the store
+    tune(host, tmp_path / "halves", resume=True)
+    assert len(calls) == 4 + (2 if how == "signal" else 4)
+    assert same_weights(weights_in(tuned), weights_in(tmp_path / "halves"))
+    monkeypatch.setattr(instruct, "image_host", fail)  # it is complete
+    tune(host, tmp_path / "halves", resume=True)
+
+
+def test_the_released_settings_tune_the_embeddings_and_not_the_gates(host, tmp_path):
+    tune(host, tmp_path / "out", preset="released", steps=2)
+    before, _ = image_host(host / "host")
+    old = before.state_dict() | BTAdapter.from_pretrained("moving-shapes").branch.state_dict()
+    changed = {n for n, w in weights_in(tmp_path / "out").items() if not torch.equal(w, old[n])}
+    table = "model.language_model.embed_tokens.weight"
+    assert table in changed and not any("gates" in name for name in changed)
+    assert any(name.startswith("temporal") for name in changed)
+    model, _ = load_chat(str(host / "host"), str(tmp_path / "out"))
+    assert torch.equal(model.lm_head.weight, before.lm_head.weight)
+    found = model.get_input_embeddings().weight
+    assert torch.equal(found, weights_in(tmp_path / "out")[table].to(found.dtype))
+    other = image_chat_model(load_clip("moving-shapes"), tiny_llama(), IMAGE, merge=2)
+    with pytest.raises(ValueError, match=r"linear_1.weight does not fit"):
+        chat.tuned_adapter(other, tmp_path / "out")
+
+
+@pytest.mark.parametrize("convention", ["paper", "released"])
+def test_tuning_reads_the_tokens_of_a_conversation(host, convention, tmp_path, monkeypatch):
+    clip = load_clip("moving-shapes")
+    adapter = BTAdapter(clip, BranchConfig(layers=3, convention=convention))
+    shake(adapter.branch, 1, std=0.1)
+    seen = []
+    monkeypatch.setattr(instruct, "answer_loss", lambda m, tokens, b: seen.append(tokens))
+    model, tokenizer = image_host(host / "host", torch.float32)
+    plug(model, adapter)
+    some, _ = instruct.dialogues_here(host / "data.json", host / "clips")
+    some = [one for one in some if "broken" not in one.path][:12]
+    store, report = instruct.keep_states(adapter, some, tmp_path, 4)
+    assert report.tried == 12
+    config = InstructConfig(1, 12, 1, 1)
+    video = [IMAGE] * (tower(model).encode(torch.zeros(1, 4, 3, 64, 64)).shape[1] - 1)
+    instruct.loss_on(model, adapter, tokenizer, some, store, PLAIN, video, config)(0)
+    order = instruct.batch_of_step(0, 12, config)
+    expected = torch.cat([tower(model).encode(clip_of(tower(model), some[i].path)) for i in order])
+    assert (seen[0] - expected).norm() < 0.02 * expected.norm()
+    assert len(video) == (64 if convention == "paper" else 65)
+
+
+def clip_of(tower, path):
+    return tower.transform(read_clip(path, 4))[None]
+
+
+def test_every_dialogue_comes_once_an_epoch():
+    config = replace(CONFIG, batch=4)
+    drawn = [i for step in range(10) for i in instruct.batch_of_step(step, 10, config)]
+    epochs = [drawn[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == [*range(10)] for epoch in epochs)
+    assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+    assert drawn[:4] != instruct.batch_of_step(0, 10, replace(config, seed=1))
+
+
+MISTAKES = {
+    "'paper' or 'released'": dict(preset="mine"),
+    "There is no folder": dict(clips=Path("none")),
+    "is in .*bare, such as appear.mp4": dict(clips=Path("bare")),
+    "There is no annotation none.json": dict(data=Path("none.json")),
+    "none is no adapter folder": dict(adapter="none"),
+    "No template is called 'mine'": dict(template="mine"),
+    "bare cannot be loaded": dict(model="bare"),
+    "is another CLIP": dict(model="other"),
+    "which is no CLIP": dict(model="siglip"),
+    "only a llava can be tuned": dict(model="next"),
+    "use the preset 'paper'": dict(model="tied", preset="released"),
+    "No dialogue fits": dict(model="short"),
+    "at most 64 frames": dict(frames=100),
+}
+
+
+@pytest.fixture(scope="module")
+def others(host):
+    """Models that cannot be tuned."""
+    import transformers as hf
+
+    clip = load_clip("moving-shapes")
+    (host / "bare").mkdir()
+    models = dict(other=tiny_host("llava"), next=tiny_host("llava-next"))
+    models["siglip"] = llava(vision=hf.SiglipVisionConfig(**VISION, num_channels=3))
+    models["tied"] = image_chat_model(clip, tiny_llama(tie_word_embeddings=True), IMAGE)
+    models["tied"].config.tie_word_embeddings = True
+    models["tied"].config.text_config.max_position_embeddings = 500
+    models["short"] = image_chat_model(clip, tiny_llama(), IMAGE)
+    for name, model in models.items():
+        model.save_pretrained(host / name)
+        byte_tokenizer().save_pretrained(host / name)
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_what_cannot_be_tuned(words, host, others, tmp_path, monkeypatch):
+    monkeypatch.chdir(host)
+    monkeypatch.setattr(instruct, "keep_states", lambda *a: pytest.fail("the work has begun"))
+    with pytest.raises(ValueError, match=words) as caught:
+        tune(host, tmp_path / "out", **MISTAKES[words])
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """Pretraining: recipes, exact chunks and resumption, broken clips, full disks, the command."""
 
 import csv
+import functools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import torch
 from tiny_runs import Source, tiny_adapter
 from torch.nn.functional import cosine_similarity
 
-from bt_adapter import datasets
+from bt_adapter import datasets, retrieval
 from bt_adapter import moving_shapes as world
 from bt_adapter import pretrain as room
 from bt_adapter import trainer as engine
@@ -27,6 +28,7 @@ from bt_adapter.datasets import ClipDataset, Example, Shards, loader, write_shar
 from bt_adapter.pretrain import PRESETS
 from bt_adapter.runs import RunLog, load_checkpoint, read_log
 from bt_adapter.trainer import PretrainConfig, Rates, Trainer
+from bt_adapter.video import read_clip
 
 TINY = PretrainConfig(steps=6, batch=12, precision="fp32", mask_ratio=0.5, tau=0.5)
 
@@ -554,14 +556,53 @@ def test_a_clip_without_a_caption_is_named(clip, examples, tmp_path):
         room.pretrain_clips(tmp_path / "out", clip, silent, DATA, tmp_path / "states")
 
 
+def test_held_out_clips_are_judged_as_the_evaluation_judges_them(clip, examples, tmp_path):
+    """The card's rows are recall of the model that was saved, on the clips that can be read."""
+    held = [*examples[4:12], examples[-1]]  # the last is broken
+    judge = functools.partial(room.held_out_scores, held=held, config=DATA)
+    room.pretrain_clips(tmp_path, clip, examples[:4], replace(DATA, batch=4), judge=judge)
+    rows = json.loads((tmp_path / "training.json").read_text())["validation"]
+    model = BTAdapter.from_pretrained(tmp_path, clip)
+    shown = torch.stack([clip.transform(read_clip(e.path)) for e in examples[4:12]])
+    text = torch.cat([model.encode_text(list(e.captions)) for e in examples[4:12]])
+    owner = torch.arange(8).repeat_interleave(2)
+    with torch.no_grad():
+        videos = clip.encode_video(shown), model.encode_video(shown).embedding
+    for row, video in zip(rows, videos, strict=True):
+        found = retrieval.recall_at_k(text @ video.T, (1, 5), owner)
+        assert [row["clips"], row["T2V R@1"], row["T2V R@5"]] == [8, found["R@1"], found["R@5"]]
+        assert set(row) == {
+            "method",
+            "clips",
+            *(f"{w} R@{k}" for w in ("T2V", "V2T") for k in (1, 5)),
+        }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_clip_for_validation_is_not_trained_on(examples, tmp_path, packed):
+    trained = examples[:6]
+    if packed:
+        write_shards(trained, tmp_path / "shards", per_shard=3)
+        trained = Shards(tmp_path / "shards")
+    room.check_apart(trained, examples[6:12])
+    with pytest.raises(ValueError, match=f"1 clips .* trained on, the first is {examples[2].id}"):
+        room.check_apart(trained, [*examples[6:12], examples[2]])
+    (tmp_path / "link.mp4").symlink_to(examples[2].path)
+    linked = Example("link", str(tmp_path / "link.mp4"), ("a thing",))
+    if not packed:
+        with pytest.raises(ValueError, match="the first is link"):
+            room.check_apart(trained, [linked])
+
+
 # The command
 
 
 def bta_pretrain(*arguments, cwd):
     code = (
         "import sys; from dataclasses import replace; from bt_adapter import pretrain as room; "
+        "from bt_adapter.console import run; "
         "room.PRESETS['quick'] = replace(room.QUICK, objects=2); "
-        "sys.argv[0] = 'bta-pretrain'; room.main()"
+        "sys.argv[0] = 'bta-pretrain'; run(room.app)"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
@@ -590,6 +631,22 @@ def test_command_for_own_clips(examples, tmp_path):
     assert "1 clips could not be read: they are in runs/adapter/broken.csv" in done.stdout
     done = bta_pretrain("shards", "captions.csv", "packed", cwd=tmp_path)
     assert done.returncode == 0 and "13 clips are in packed" in done.stdout
+
+
+@pytest.mark.slow
+def test_command_judges_held_out_clips(examples, tmp_path):
+    for name, some in (("train.csv", examples[:6]), ("others.csv", examples[6:12])):
+        rows = "".join(f"{e.path},{e.captions[0]}\n" for e in some)
+        (tmp_path / name).write_text("path,caption\n" + rows)
+    arguments = ["--data", "train.csv", "--batch", 3, "--steps", 1, "--validation"]
+    done = bta_pretrain(*arguments, "others.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("not trained on", "frozen CLIP", "BT-Adapter"))
+    card = json.loads((tmp_path / "runs/adapter/training.json").read_text())
+    assert [row["clips"] for row in card["validation"]] == [6, 6]
+    done = bta_pretrain(*arguments, "train.csv", "--out", "new", cwd=tmp_path)
+    assert done.returncode == 2 and "6 clips for validation are trained on" in done.stderr
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

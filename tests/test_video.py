@@ -308,6 +308,22 @@ def test_memory_does_not_grow_with_the_clip(tmp_path, long_clip):
     assert int(grown) < 40_000  # kB; its frames are 123,000
 
 
+def test_a_file_is_surveyed_again_when_it_has_changed(tmp_path, monkeypatch):
+    path, survey, surveyed = tmp_path / "a.mp4", video._survey, []
+    monkeypatch.setattr(video, "_survey", lambda *a: surveyed.append(a) or survey(*a))
+    write_clip(path, torch.tensor(numbered(40)))
+    for _ in range(3):
+        assert numbers(read_clip(path, 40)) == list(range(40))
+    assert len(surveyed) == 1
+    encode(path, numbered(30), **KINDS["open_groups.mp4"])
+    assert numbers(read_clip(path, 30)) == list(range(30)) and len(surveyed) == 2
+    path.write_bytes(path.read_bytes()[:-2000])
+    for _ in range(2):  # what is broken is not remembered
+        with pytest.raises(ClipError):
+            read_clip(path)
+    assert len(surveyed) == 4
+
+
 def test_another_bridge_of_decord_changes_nothing(tmp_path, monkeypatch):
     import decord
 

@@ -1,5 +1,6 @@
 """Image chat models of a few thousand random weights, one of each family, and byte words."""
 
+import pytest
 import torch
 from tiny import shake
 
@@ -8,12 +9,21 @@ VISION = SIZES | dict(image_size=16, patch_size=8)
 WORDS, IMAGE = 300, 0
 
 
-def tiny_llama(seed=0):
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One core for the tests of a module that imports this."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_llama(seed=0, **changes):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-    config = LlamaConfig(vocab_size=WORDS, max_position_embeddings=160, **sizes)
+    config = LlamaConfig(vocab_size=WORDS, max_position_embeddings=160, **sizes, **changes)
     return LlamaForCausalLM(config).eval()
 
 

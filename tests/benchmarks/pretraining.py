@@ -174,7 +174,7 @@ def measure_flops(args):
 
 def command(folder, out, *more):
     "The process of a run on the shipped clips."
-    code = "import sys; from bt_adapter.pretrain import main; sys.argv[0] = 'bta-pretrain'; main()"
+    code = "import sys; from bt_adapter.instruct import main; sys.argv[0] = 'bta-pretrain'; main()"
     arguments = ["--data", folder / "captions.csv", "--out", folder / out, "--preset", "quick"]
     arguments += [
         "--batch",
