@@ -12,7 +12,6 @@ __all__ = ['ACTORS', 'HEAT', 'TALKERS', 'ASKED', 'SCORES', 'app', 'Clips', 'Capt
 # %% ../nbs/60_demo.ipynb #793d7da4
 import csv
 import re
-import sys
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO

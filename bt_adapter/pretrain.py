@@ -11,7 +11,6 @@ __all__ = ['QUICK', 'PAPER', 'RELEASED', 'PRESETS', 'app', 'Folder', 'Seed', 'St
 
 # %% ../nbs/24_pretraining.ipynb #92f42974
 import copy
-import json
 import math
 import os
 import shutil

@@ -152,7 +152,7 @@ def test_names_that_do_not_exist(tmp_path):
 def test_an_id_names_one_clip(tmp_path, second):
     table = tmp_path / "captions.csv"
     table.write_text(f"id,path,start,end,caption\n1,a.mp4,0,2,red\n1,{second},blue\n")
-    with pytest.raises(ValueError, match="the id '1' is given to different (files|stretches)"):
+    with pytest.raises(ValueError, match=r"the id '1' is given to different (files|stretches)"):
         read_examples(table)
     table.write_text("id,path,start,end,caption\n1,a.mp4,0,2,red\n1,a.mp4,0,2,blue\n")
     assert [example.captions for example in read_examples(table)] == [("red", "blue")]
