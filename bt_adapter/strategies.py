@@ -304,10 +304,14 @@ def flops(
     frames: torch.Tensor,  # (b, t, 3, height, width)
 ) -> int:  # multiplications and additions, each counted, of all b clips
     "What an evaluation costs."
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    plain = sdpa_kernel(SDPBackend.MATH)  # the counter knows no fused attention
-    with FlopCounterMode(display=False) as counter, plain, torch.no_grad():
+    def attention(q, k, v, *_options, out_shape=None, **_more):
+        return sdpa_flop_count(q, k, v)
+
+    # the counter does not know fused attention of a processor by itself
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         strategy.encode_video(frames)
     return counter.get_total_flops()
 
