@@ -389,7 +389,7 @@ class Difference(NamedTuple):
         error = "?" if math.isnan(self.error) else f"{self.error:.1f}"
         return f"{self.points:+.1f} ± {error}{'' if self.clear else ', too close to call'}"
 
-
+# %% ../nbs/36_ablations.ipynb #9e3707e8
 def difference(ours: Sequence[float], others: Sequence[float]) -> Difference:
     "How far the mean of the first seeds is above that of the others."
     seeds = (ours, others)
@@ -412,7 +412,7 @@ class Order(NamedTuple):
         "One of `VERDICTS`."
         return VERDICTS[1 if not self.lead.clear else 0 if self.lead.points > 0 else 2]
 
-
+# %% ../nbs/36_ablations.ipynb #6c583b2f
 def orders(
     rows: Sequence[dict],  # lines of a file, of one study
     table: str,
@@ -437,7 +437,7 @@ def agreement(rows: Sequence[dict]) -> list[dict]:
         if said
     ]
 
-
+# %% ../nbs/36_ablations.ipynb #fe02063c
 def disagreements(rows: Sequence[dict]) -> list[dict]:
     "The pairs that are the other way here, and by how much, in all measures."
     told = []

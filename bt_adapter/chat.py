@@ -999,7 +999,7 @@ def image_host(
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).eval()
         return model, AutoTokenizer.from_pretrained(name)
     except Exception as error:  # hub, file system, json and torch each have their own
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), repr(error))
         raise ValueError(f"{name} cannot be loaded as an image chat model: {reason}") from error
 
 # %% ../nbs/50_chat.ipynb #4fe4a098

@@ -21,7 +21,7 @@ from .backbone import samples_folder
 from .chat import plug_small, small_host, tower_path
 from .console import command, run
 from .figures import Picture, contact_sheet
-from .instruct import QUESTIONS, answers, encoded, said_of
+from .instruct import QUESTIONS, answers, encoded, said_of_many
 from .runs import write_safely
 
 # %% ../nbs/56_gallery.ipynb #f04dc539
@@ -42,7 +42,6 @@ def weights_of(folder: Path) -> str:
 def ask_all(
     folder: Path,  # what `bta-pretrain instruct` makes
     scenes: list[world.Scene],
-    chunk: int = 54,  # clips at a time
 ) -> list[dict]:  # rows: clip, kind, answer, and what each model says
     "All questions about all scenes, to all models."
     known, (model, words) = list(map(answers, scenes)), small_host(folder)
@@ -58,12 +57,10 @@ def ask_all(
             tokens = encoded(tower, [world.render(scene) for scene in scenes])
             for kind in KINDS:
                 mine = [row for row in rows if row["kind"] == kind]
-                for start in range(0, len(mine), chunk):
-                    some = mine[start : start + chunk]
-                    clips = tokens[[row["clip"] for row in some]]
-                    said = said_of(model, words, clips, QUESTIONS[kind])
-                    for row, text in zip(some, said):
-                        row[name] = text
+                clips = tokens[[row["clip"] for row in mine]]
+                said = said_of_many(model, words, clips, QUESTIONS[kind])
+                for row, text in zip(mine, said, strict=True):
+                    row[name] = text
     return rows
 
 # %% ../nbs/56_gallery.ipynb #91e17594

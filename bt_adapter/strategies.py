@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['FUSED', 'STRATEGIES', 'MeanPooling', 'SpatioTemporalPooling', 'entry_of', 'InPlaceConfig', 'InPlace',
-           'TemporalEmbedding', 'long_attention', 'JointST', 'SeparateST', 'Bottleneck', 'STAdapter', 'Branching',
-           'STAN', 'OpenSTAN', 'Kind', 'flops', 'side_by_side']
+           'TemporalEmbedding', 'JointST', 'SeparateST', 'Bottleneck', 'STAdapter', 'Branching', 'STAN', 'OpenSTAN',
+           'Kind', 'flops', 'side_by_side']
 
 # %% ../nbs/34_strategies.ipynb #e28dc326
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -153,12 +152,8 @@ class TemporalEmbedding(nn.Module):
         return torch.cat([state[:, :, :1], patches], dim=2)
 
 # %% ../nbs/34_strategies.ipynb #db67cba9
+# `trainer.fast_pass` takes plain attention on a processor, which is for short sequences
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-def long_attention() -> AbstractContextManager:
-    "Fused attention in training. Short sequences train faster without on a CPU (`fast_pass`)."
-    return sdpa_kernel(FUSED) if torch.is_grad_enabled() else nullcontext()
 
 
 class JointST(InPlace):
@@ -172,7 +167,7 @@ class JointST(InPlace):
         state = self.branch.time(state)
         cls, patches = state[:, :, 0].mean(1, keepdim=True), state[:, :, 1:].flatten(1, 2)
         tokens = torch.cat([cls, patches], dim=1)
-        with long_attention():
+        with sdpa_kernel(FUSED):
             for block in self.blocks:
                 tokens = block(tokens)
         return tokens[:, None]

@@ -5,6 +5,8 @@ import json
 import statistics
 from pathlib import Path
 
+from bt_adapter.instruct import over_seeds, seeds_of
+
 SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
 CARD = """\
 # The shipped files
@@ -99,16 +101,9 @@ def size(folder):
     return f"{sum(f.stat().st_size for f in (SAMPLES / folder).rglob('*')) / 1e6:.1f} MB"
 
 
-def over_seeds(cards):
-    """Rows of the chat models' figures, mean and standard deviation."""
-    rows = []
-    for same in zip(*(one["exact_match_percent"] for one in cards), strict=True):
-        row = {"model": same[0]["model"]}
-        for kind in list(same[0])[1:]:
-            values = [one[kind] for one in same]
-            row[kind] = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-        rows.append(row)
-    return rows
+def spread(values):
+    """Mean and standard deviation."""
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def card():
@@ -116,9 +111,10 @@ def card():
     clip, adapter = (
         json.loads((SAMPLES / name / "training.json").read_text()) for name in ("clip", "adapter")
     )
-    chat = SAMPLES / "chat"
-    chats = [chat / "training.json", *sorted((chat / "seeds").glob("*.json"))]
-    chats = [json.loads(path.read_text()) for path in chats]
+    chat, seeds = (
+        json.loads((SAMPLES / "chat/training.json").read_text()),
+        seeds_of(SAMPLES / "chat"),
+    )
     with (SAMPLES / "results.csv").open() as file:
         commands = dict.fromkeys(row["command"] for row in csv.DictReader(file))
     return CARD.format(
@@ -127,10 +123,10 @@ def card():
         clip_figures=table([clip["figures"]]),
         adapter_made=made(adapter),
         adapter_figures=table(adapter["validation"]),
-        chat_command=chats[0]["command"],
-        chat_clips=chats[0]["test_clips"],
-        chat_seeds=len(chats),
-        chat_figures=table(over_seeds(chats)),
+        chat_command=chat["command"],
+        chat_clips=chat["test_clips"],
+        chat_seeds=len(seeds),
+        chat_figures=table(over_seeds(seeds, spread)),
         results_commands="\n".join("    " + command for command in commands),
     )
 

@@ -375,15 +375,31 @@ def made(tmp_path_factory):
     llama.save_pretrained(folder / "words")
     tokenizer.save_pretrained(folder / "words")
     stage = InstructConfig(4, 4, lr=1e-3, branch_lr=1e-3, lora_lr=1e-3)
-    adapter = BTAdapter.from_pretrained("moving-shapes")
     stages = dict(words=stage, pictures=stage, clips=stage)
-    rows = make_small_chat(folder / "chat", adapter, 0, 8, stages, folder / "words", kept=(24, 8))
-    return folder, rows
+    make = lambda: make_small_chat(  # noqa: E731
+        folder / "chat",
+        BTAdapter.from_pretrained("moving-shapes"),
+        0,
+        8,
+        stages,
+        folder / "words",
+        kept=(24, 8),
+    )
+    return folder, make(), make
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_done_again(made, monkeypatch):
+    folder, rows, make = made
+    before = {p: p.read_bytes() for p in (folder / "chat").rglob("*.safetensors")}
+    monkeypatch.setattr(instruct, "step_once", lambda *_: pytest.fail("a step was taken again"))
+    assert make() == rows
+    assert {p: p.read_bytes() for p in (folder / "chat").rglob("*.safetensors")} == before
 
 
 @pytest.mark.slow
 def test_what_is_made_is_what_is_loaded(made, monkeypatch):
-    folder, rows = made
+    folder, rows, _ = made
     assert [row["model"].split(":")[0] for row in rows] == [
         "image model, mean frame",
         "zero-shot",
@@ -404,7 +420,7 @@ def test_what_is_made_is_what_is_loaded(made, monkeypatch):
 
 @pytest.mark.slow
 def test_nothing_of_this_machine_is_written(made):
-    folder, _ = made
+    folder, *_ = made
     for path in (folder / "chat").rglob("*"):
         if path.suffix in (".json", ".md", ".csv"):
             assert str(folder) not in path.read_text() and "/root" not in path.read_text()
