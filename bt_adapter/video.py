@@ -6,11 +6,12 @@ __all__ = ['FORMATS', 'SUFFIXES', 'sample_indices', 'write_clip', 'ClipError', '
 # %% ../nbs/00_video.ipynb #f653ffb1
 import os
 import stat
+from bisect import bisect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ class ClipError(ValueError):
 
 # %% ../nbs/00_video.ipynb #56249e67
 def _check_file(path):
-    "What the system knows of a file that can be read and is not empty."
+    "Can the file be read, and is there something in it?"
     reason = "it is empty"
     try:
         known = os.stat(path)
@@ -90,7 +91,7 @@ def _check_file(path):
         else:
             os.close(os.open(path, os.O_RDONLY))
             if known.st_size:
-                return known
+                return
     except FileNotFoundError:
         reason = "there is no such file"
     except PermissionError:
@@ -104,12 +105,12 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,o
 
 # %% ../nbs/00_video.ipynb #eb3a0592
 @contextmanager
-def _opened(path, data=None, **options):
+def _opened(path, data=None):
     "The container and its video stream; what PyAV raises meanwhile becomes a ClipError."
     import av
 
     source = os.path.abspath(path) if data is None else BytesIO(data)
-    options |= {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     reason = "it is no video file, or one that was cut off"
     try:
         with av.open(source, options=options, metadata_errors="ignore") as container:
@@ -119,7 +120,7 @@ def _opened(path, data=None, **options):
             if stream.codec_context is None:
                 raise ClipError(f"Cannot read {path}: its codec is unknown.")
             reason = "its frames cannot be decoded; the file is damaged"
-            stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = 1  # cores are for clips, not for parts of one
             yield container, stream
     except av.FFmpegError:
         raise ClipError(f"Cannot read {path}: {reason}.") from None
@@ -128,75 +129,81 @@ def _opened(path, data=None, **options):
 @dataclass(frozen=True)
 class _Survey:
     shown: list[int]  # when frame i is shown, in ticks of the stream
-    closed: bool  # is every group of pictures, in a file with an index?
     tick: Fraction  # seconds
+    starts: list[int]  # when key frames are shown that one may start at; none: count frames
 
 # %% ../nbs/00_video.ipynb #f9caac65
-def _survey(path, data=None):
-    "When the frames are shown, and whether one may start at any key frame."
-    with _opened(path, data, skip_frame="all") as (container, stream):
-        packets = [
-            (packet.pts, packet.is_keyframe, packet.is_discard)
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_corrupt
-        ]
-        count, indexed, tick = len(packets), len(stream.index_entries), stream.time_base
-        listed = container.format.name.startswith(("mov,", "matroska,")) and stream.name != "vp8"
+def _survey(path, container, stream):
+    "What the packets of a file tell; None if they do not tell which frames are shown."
+    packets = [
+        (packet.pts, packet.is_keyframe, packet.is_discard)
+        for packet in container.demux(stream)
+        if packet.size and not packet.is_corrupt
+    ]
+    count, indexed = len(packets), len(stream.index_entries)
     if count < indexed:
         raise ClipError(
             f"Cannot read {path}: it was cut off, {count} of {indexed} frames are there."
         )
+    listed = container.format.name.startswith(("mov,", "matroska,")) and stream.name != "vp8"
     rank = {time: i for i, time in enumerate(sorted({p[0] for p in packets} - {None}))}
-    if listed and count and len(rank) == count and not any(hidden for _, _, hidden in packets):
-        early = [rank[time] - i for i, (time, key, _) in enumerate(packets) if key or i == 0]
-        if packets[0][1] and early[0] == 0:
-            return _Survey(list(rank), not any(early), tick)
+    if not listed or len(rank) < count or any(hidden for *_, hidden in packets):
+        return None
+    starts = [time for time, key, _ in packets if key]
+    if not starts or rank[starts[0]] or starts[0] != packets[0][0]:
+        return None
+    closed = all(rank[time] == i for i, (time, key, _) in enumerate(packets) if key)
+    return _Survey(list(rank), stream.time_base, starts if closed else starts[:1])
+
+# %% ../nbs/00_video.ipynb #671a0f35
+def _count(path, data=None):
+    "What only decoding tells."
     with _opened(path, data) as (container, stream):
-        times = [frame.pts for frame in container.decode(stream)]
+        times, tick = [frame.pts for frame in container.decode(stream)], stream.time_base
         rate = stream.average_rate or 25
     if None in times or times != sorted(set(times)):  # times that are none: equal steps instead
         times, tick = list(range(len(times))), 1 / Fraction(rate)
-    return _Survey(times, False, tick)
+    return _Survey(times, tick, [])
 
 # %% ../nbs/00_video.ipynb #7413fc3c
-def _unpad(frame):
-    "A frame of decord without the padding of its lines, which narrow frames have as more channels."
-    height, width = frame.shape[:2]
-    return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+def _picture(frame, stream):
+    "A frame (h, w, 3), upright."
+    size = {"width": stream.width, "height": stream.height}
+    picture = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1, **size))
+    return picture.rot90(round(frame.rotation / 90)) if frame.rotation else picture
 
 
-def _together(reader, indices):
-    "Frames (n, h, w, 3) of a decord reader; padded ones cannot be read into one tensor."
-    import decord
-
-    try:
-        return reader.get_batch(indices)
-    except decord.DECORDError:
-        return torch.stack([_unpad(reader[i]) for i in indices])
+def _decode(container, stream, times):
+    "The pictures shown at these times, by time, decoding from here on."
+    context, kept, left = stream.codec_context, {}, set(times)
+    for packet in container.demux(stream):
+        if context.name == "h264":
+            context.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
+        left.discard(packet.pts)
+        frames = context.decode(packet) + ([] if left else context.decode())
+        kept |= {frame.pts: _picture(frame, stream) for frame in frames if frame.pts in times}
+        if not left:
+            break
+    return kept
 
 # %% ../nbs/00_video.ipynb #437017b3
-def _jump(path, indices, data=None):
-    "Frames (n, h, w, 3) by decord, which jumps to key frames; None where it fails."
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    source = os.path.abspath(path) if data is None else BytesIO(data)
-    try:
-        with decord.bridge.use_torch():
-            return _together(decord.VideoReader(source, num_threads=1, fault_tol=1e-9), indices)
-    except Exception:  # decord has no common class for its errors; PyAV finds the reason
-        return None
+def _jump(container, stream, survey, indices):
+    "Frames (n, h, w, 3), each decoded from the last start before it; None if one is not found."
+    starts, times, kept = survey.starts, [survey.shown[i] for i in indices], {}
+    if starts:
+        for last, group in groupby(sorted(set(times)), lambda time: bisect(starts, time)):
+            container.seek(starts[last - 1], stream=stream)
+            kept |= _decode(container, stream, set(group))
+    return torch.stack([kept[time] for time in times]) if kept.keys() >= set(times) else None
 
 # %% ../nbs/00_video.ipynb #d821098f
 def _walk(path, indices, data=None):
-    "Frames (n, h, w, 3) by PyAV, decoding from the beginning."
+    "Frames (n, h, w, 3), counted from the beginning."
     wanted, kept = set(indices), {}
     with _opened(path, data) as (container, stream):
-        size = {"width": stream.width, "height": stream.height}
         for i, frame in enumerate(container.decode(stream)):
             if i in wanted:
-                picture = torch.from_numpy(frame.to_ndarray(format="rgb24", **size))
-                kept[i] = picture.rot90(round(frame.rotation / 90))
+                kept[i] = _picture(frame, stream)
             if len(kept) == len(wanted):
                 return torch.stack([kept[i] for i in indices])
     raise ClipError(f"Cannot read {path}: it is damaged, frame {max(wanted)} is missing.")
@@ -214,27 +221,6 @@ def _inside(path, survey, span):
     return inside
 
 # %% ../nbs/00_video.ipynb #8117dff1
-@lru_cache(maxsize=2**14)
-def _remembered(path, *known):
-    "Number of frames and whether decord can jump, of a file that is as it was."
-    survey = _survey(path)
-    return len(survey.shown), survey.closed
-
-
-def _frames_meant(path, span, data):
-    "Indices of the frames that are meant, and whether decord can jump to them."
-    if data is None:
-        found = _check_file(path)
-        if span is None:
-            known = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-            total, closed = _remembered(str(path), *known)
-            return range(total), closed
-    elif not data:
-        raise ClipError(f"Cannot read {path}: it is empty.")
-    survey = _survey(path, data)
-    return _inside(path, survey, span), survey.closed
-
-# %% ../nbs/00_video.ipynb #1cc88265
 def read_clip(
     path,  # of a video file
     frames=8,  # t, frames wanted
@@ -245,11 +231,17 @@ def read_clip(
     "Frames uint8 (t, h, w, 3) from equal segments of a clip, upright; ClipError if it is none."
     if frames < 1:
         raise ValueError(f"Cannot read {frames} frames of {path}: ask for at least 1.")
-    meant, closed = _frames_meant(path, span, data)
-    if not meant:
-        raise ClipError(f"Cannot read {path}: it holds no frames.")
-    indices = [meant[i] for i in sample_indices(len(meant), frames, generator).tolist()]
-    found = _jump(path, indices, data) if closed else None
+    if data is None:
+        _check_file(path)
+    elif not data:
+        raise ClipError(f"Cannot read {path}: it is empty.")
+    with _opened(path, data) as (container, stream):
+        survey = _survey(path, container, stream) or _count(path, data)
+        meant = _inside(path, survey, span)
+        if not meant:
+            raise ClipError(f"Cannot read {path}: it holds no frames.")
+        indices = [meant[i] for i in sample_indices(len(meant), frames, generator).tolist()]
+        found = _jump(container, stream, survey, indices)
     return _walk(path, indices, data) if found is None else found
 
 # %% ../nbs/00_video.ipynb #b4d99093
