@@ -23,7 +23,7 @@ figures up to noise.
 | `adapter/` | a BT-Adapter with 4 layers beside it | {adapter_size} |
 | `chat/` | what makes SmolLM2 a chat model: LoRA, projectors, tuned adapter | {chat_size} |
 | `results.csv` | retrieval on the test split | |
-| `ablations.csv` | the ablation study, as far as it was run: commands and seeds are in its rows | |
+| `ablations.csv` | the ablation study, five seeds a row: commands and settings are in its rows | |
 
 ## Clips
 
