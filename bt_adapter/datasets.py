@@ -612,8 +612,10 @@ def _next(self: ClipLoader, batches):
     try:
         return next(batches, None)
     except (EOFError, OSError, ProcessError) as error:
-        sentinels = [worker.sentinel for worker in getattr(batches, "_workers", ())]
-        if sentinels and wait(sentinels, timeout=1):  # its files are closed before it has ended
+        workers = {worker.sentinel: worker for worker in getattr(batches, "_workers", ())}
+        ended = wait(workers, timeout=1) if workers else []  # files are closed before the end
+        if ended:
+            workers[ended[0]].join()  # torch watches for this signal, and would raise later
             raise RuntimeError("A worker was killed while it handed a batch over.") from error
         raise
 

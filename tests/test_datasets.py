@@ -473,7 +473,7 @@ def test_a_hand_over_that_breaks_is_a_worker_that_was_killed(examples, error):
     reading, writing = os.pipe()
 
     class Batches:
-        _workers = (SimpleNamespace(sentinel=reading),)
+        _workers = (SimpleNamespace(sentinel=reading, join=lambda: None),)
 
         def __next__(self):
             raise error("the hand-over broke")
