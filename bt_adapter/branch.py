@@ -466,17 +466,17 @@ def save_pretrained(
     folder: str | Path,  # made if it is not there
 ):
     "Write adapter.safetensors and adapter.json; each file appears whole or not at all."
-    from safetensors.torch import save_file
+    from safetensors.torch import save
+
+    from bt_adapter.runs import make_folder, write_safely
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     backbone = {k: getattr(self.clip, k) for k in ("name", "pretrained", "fingerprint")}
     settings = dict(backbone=backbone, branch=asdict(self.config))
     weights = {k: v.detach().cpu().contiguous() for k, v in self.branch.state_dict().items()}
-    save_file(weights, folder / "adapter.safetensors.part")
-    (folder / "adapter.json.part").write_text(json.dumps(settings, indent=1) + "\n")
-    for name in ("adapter.safetensors", "adapter.json"):
-        (folder / f"{name}.part").replace(folder / name)
+    write_safely(folder / "adapter.safetensors", save(weights))
+    write_safely(folder / "adapter.json", (json.dumps(settings, indent=1) + "\n").encode())
 
 # %% ../nbs/18_branch.ipynb #18161c3e
 def read_folder(folder: Path) -> tuple[dict, BranchConfig, dict]:

@@ -422,7 +422,11 @@ class _Packed:
 
 # %% ../nbs/22_datasets.ipynb #1484f265
 class TooManyBroken(ValueError):
-    "More clips are broken than is tolerated; the message holds the list."
+    "More clips are broken than is tolerated; `report` knows all, the message names the first."
+
+    def __init__(self, message, report):
+        super().__init__(message)
+        self.report = report
 
 # %% ../nbs/22_datasets.ipynb #77691fc9
 @dataclass
@@ -445,14 +449,15 @@ def check(
     self: Report,
     clips: int,  # in the dataset
 ):
-    "Raises TooManyBroken when more than `share` were broken."
-    if self.failed <= self.share * max(self.tried, min(clips, 1000)):
+    "Raises TooManyBroken when more than `share` were broken; in later epochs none counts again."
+    if len(self.broken) <= self.share * max(min(self.tried, clips), min(clips, 1000)):
         return
     listed = [f"{path}: {reason}" for path, reason in list(self.broken.items())[:50]]
     more = [f"and {len(self.broken) - 50} more"] if len(self.broken) > 50 else []
     raise TooManyBroken(
         f"{self.failed} of {self.tried} clips tried could not be read, more than {self.share:.0%}; "
-        "mend or remove them, or allow a larger share:\n" + "\n".join(listed + more)
+        "mend or remove them, or allow a larger share:\n" + "\n".join(listed + more),
+        self,
     )
 
 # %% ../nbs/22_datasets.ipynb #4f6efb1b

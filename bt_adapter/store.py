@@ -55,11 +55,15 @@ class Key(NamedTuple):
     stamp: str = ""  # what the file was, from `file_stamp`
 
 
-def file_stamp(path: str | Path) -> str:
+def file_stamp(
+    path: str | Path,
+    span: tuple[float, float] | None = None,  # seconds, the part that is meant; None: all of it
+) -> str:
     "Size and time of change of a file, or of the shard that a clip is in; '' if there is neither."
+    part = f" {span[0]}-{span[1]}" if span else ""
     for place in (Path(path), *Path(path).parents):
         if place.is_file():
-            return f"{place.stat().st_size}-{place.stat().st_mtime_ns}"
+            return f"{place.stat().st_size}-{place.stat().st_mtime_ns}{part}"
     return ""
 
 # %% ../nbs/23_store.ipynb #83798c08

@@ -321,6 +321,14 @@ def load_state_dict(self: Trainer, state: dict):
 
 # %% ../nbs/23_trainer.ipynb #c409a98b
 @patch
+def refuse(self: Trainer, what: str, names: list[str]):
+    "Stop with a sentence that names the clips."
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    clips = f"{'; '.join(names[:8])}{more}"
+    raise ValueError(f"{what}; the clips were {clips}. Leave them out or lower the rates.")
+
+
+@patch
 def check(self: Trainer, names: list[str], losses: torch.Tensor, video: torch.Tensor):
     "Raises ValueError that names the clips if a loss is no number."
     if losses.isfinite().all():
@@ -328,13 +336,9 @@ def check(self: Trainer, names: list[str], losses: torch.Tensor, video: torch.Te
     from accelerate.utils import gather_object
 
     bad = gather_object([n for n, row in zip(names, video) if not row.isfinite().all()])
-    suspects = bad or gather_object(names)
-    more = f" and {len(suspects) - 8} more" if len(suspects) > 8 else ""
     values = ", ".join(f"{x:g}" for x in losses.tolist())
-    raise ValueError(
-        f"a loss is no number at step {self.step} (VTC, MBTA, MBCA: {values}); the clips were "
-        f"{'; '.join(suspects[:8])}{more}. Leave them out or lower the rates."
-    )
+    where = f"a loss is no number at step {self.step} (VTC, MBTA, MBCA: {values})"
+    self.refuse(where, bad or gather_object(names))
 
 # %% ../nbs/23_trainer.ipynb #69b3af1b
 @patch
@@ -346,11 +350,13 @@ def masks_of(self: Trainer, batch: Batch) -> torch.Tensor:  # (b, kept)
 
 
 @patch
-def take_step(self: Trainer, rate: float) -> float:
+def take_step(self: Trainer, rate: float, names: list[str]) -> float:
     "Use the gradients, at a share of the rates; returns their length."
     for optimiser in self.optimisers:
         self.scaler.unscale_(optimiser)
     norm = nn.utils.clip_grad_norm_(self.model.branch.parameters(), self.config.clip_norm)
+    if not (norm.isfinite() or self.scaler.is_enabled()):  # the scaler leaves such a step out
+        self.refuse(f"the gradients are no numbers at step {self.step}", names)
     for optimiser in self.optimisers:
         for group in optimiser.param_groups:
             group["lr"] = rate * group["initial_lr"]
@@ -369,7 +375,7 @@ def update(self: Trainer, batch: Batch) -> dict[str, float]:
         self.scaler.scale,
     )
     rate = self.config.schedule(self.step, self.config.steps)
-    norm = self.take_step(rate)
+    norm = self.take_step(rate, batch.names)
     if self.mean:
         self.mean.update_parameters(self.model.branch)
     self.step += 1
@@ -445,8 +451,11 @@ def finished(self: Run, same: dict) -> dict | None:
     card = self.folder / "training.json"
     if not self.resume or self.checkpoint.is_file() or not card.is_file():
         return None
-    card = json.loads(card.read_text())
-    return card if card.get("run") == same else None
+    try:
+        found = json.loads(card.read_text())
+    except ValueError:
+        raise ValueError(f"{card} is damaged: delete it, or choose another folder.") from None
+    return found if found.get("run") == same else None
 
 # %% ../nbs/23_trainer.ipynb #19dd0fc4
 @patch

@@ -201,6 +201,18 @@ def test_the_gradient_is_cut_to_its_longest():
     assert torch.stack(lengths).norm().item() == pytest.approx(norm / 10, rel=1e-3)
 
 
+def test_gradients_that_are_no_numbers_stop_the_run_before_the_weights_change():
+    trainer = Trainer(tiny_adapter(), TINY)
+    weights = list(trainer.model.branch.parameters())
+    before = [weight.detach().clone() for weight in weights]
+    weights[0].register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(
+        ValueError, match=r"gradients are no numbers at step 0; the clips were clip 0"
+    ):
+        trainer.update(next(Source()(0, 3)))
+    assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+
+
 def test_a_loss_that_is_no_number_stops_before_the_weights_change():
     trainer = Trainer(tiny_adapter(), TINY)
     batch, before = next(Source()(0, 3)), weights(trainer.model)
@@ -529,6 +541,65 @@ def test_a_store_filled_in_two_goes_is_the_store_filled_in_one(clip, examples, t
     assert all(torch.equal(once[key], twice[key]) for key in once)
 
 
+def test_what_is_stored_counts_as_tried(clip, examples, tmp_path):
+    """A second run tries only the broken clip again, which is then no larger a share."""
+    for out in ("first", "second"):
+        report = room.pretrain_clips(tmp_path / out, clip, examples, DATA, tmp_path / "states")
+        assert (report.tried, report.failed) == (25, 1)
+    many = [replace(e, id=f"{e.id} {i}") for i in range(2) for e in [*examples[:6], examples[-1]]]
+    for out, share in (("third", 0.1), ("fourth", 0.05)):  # one file of fourteen clips
+        run = functools.partial(
+            room.pretrain_clips, tmp_path / out, clip, many, DATA, tmp_path / "b"
+        )
+        if share == 0.1:
+            run(broken=share)
+        else:
+            with pytest.raises(datasets.TooManyBroken, match="more than 5%"):
+                run(broken=share)
+        broken = list(csv.DictReader((tmp_path / out / "broken.csv").open()))
+        assert [row["path"] for row in broken] == [examples[-1].path]
+
+
+def test_another_part_of_a_clip_is_another_entry(clip, examples, tmp_path):
+    def weights(out, span, store):
+        parts = [replace(e, span=span) for e in examples[:12]]
+        room.pretrain_clips(tmp_path / out, clip, parts, DATA, tmp_path / store)
+        return end_of(tmp_path / out)[0]
+
+    first = weights("a", (0, 0.5), "states")
+    again, fresh = weights("b", (0.5, 9), "states"), weights("c", (0.5, 9), "fresh")
+    assert equal(again, fresh) and not equal(first, again)
+
+
+def test_a_finished_run_of_other_captions_is_another_run(clip, examples, tmp_path):
+    run = functools.partial(room.pretrain_clips, tmp_path, clip, config=DATA, resume=True)
+    assert run(examples[:12]) is not None and run(examples[:12]) is None
+    said = [replace(e, captions=("something else",)) for e in examples[:12]]
+    assert run(said) is not None
+
+
+def test_ids_that_name_two_clips(clip, examples, tmp_path):
+    twice = [*examples[:12], replace(examples[3], id=examples[4].id)]
+    with pytest.raises(ValueError, match=f"1 ids name more .* the first is {examples[4].id}"):
+        room.pretrain_clips(tmp_path / "out", clip, twice, DATA, tmp_path / "states")
+
+
+def test_epochs_and_a_batch_that_is_cut(clip, examples, tmp_path, capsys):
+    config = replace(DATA, batch=99)
+    room.pretrain_clips(tmp_path, clip, examples[:6], config, tmp_path / "states", epochs=3)
+    assert read_log(tmp_path / "log.csv")["step"] == [0, 1, 2]
+    assert "6 clips in batches of 6 instead of 99: steps 3" in capsys.readouterr().out
+
+
+def test_weights_are_saved_before_they_are_judged(clip, examples, tmp_path):
+    def judge(model):
+        raise ValueError("no clip can be read")
+
+    with pytest.raises(ValueError, match="no clip can be read"):
+        room.pretrain_clips(tmp_path, clip, examples[:12], DATA, judge=judge)
+    assert BTAdapter.from_pretrained(tmp_path, clip).config.layers == 2
+
+
 def test_a_damaged_entry_is_told_and_computed_again(clip, examples, tmp_path, capsys):
     first, store = tmp_path / "first", tmp_path / "states"
     room.pretrain_clips(first, clip, examples[:12], DATA, store)
@@ -657,6 +728,10 @@ def test_command_judges_held_out_clips(examples, tmp_path):
         (["--out", "taken"], "taken"),
         (["--steps", "0"], "steps must be 1 or more"),
         (["--data", "missing.csv"], "There is no annotation missing.csv"),
+        (["--validation", "v.csv"], "--validation is of use with --data only"),
+        (["--preset", "paper"], "18 clips for each of 1 to 240 objects, not 640 clips"),
+        (["--save-every", "0"], "--save-every"),
+        (["--data", "c.csv", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(arguments, message, tmp_path):
