@@ -36,6 +36,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'bt_adapter.ablations.orders': ('ablations.html#orders', 'bt_adapter/ablations.py'),
                                       'bt_adapter.ablations.read_rows': ('ablations.html#read_rows', 'bt_adapter/ablations.py'),
                                       'bt_adapter.ablations.setting': ('ablations.html#setting', 'bt_adapter/ablations.py'),
+                                      'bt_adapter.ablations.settings_of': ('ablations.html#settings_of', 'bt_adapter/ablations.py'),
                                       'bt_adapter.ablations.spread': ('ablations.html#spread', 'bt_adapter/ablations.py'),
                                       'bt_adapter.ablations.study_rows': ('ablations.html#study_rows', 'bt_adapter/ablations.py'),
                                       'bt_adapter.ablations.summary': ('ablations.html#summary', 'bt_adapter/ablations.py'),

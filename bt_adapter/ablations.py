@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['VTC', 'UNMASKED', 'PAPER_MEASURES', 'ROWS', 'LAYERS', 'DEEPEST', 'FRESH', 'FULL', 'QUICK', 'SETTINGS', 'COLUMNS',
            'MEASURES', 'VERDICTS', 'app', 'Row', 'inside', 'setting', 'trained', 'Alone', 'ReleasedOrder', 'build',
-           'States', 'embed_states', 'Study', 'train_row', 'test_row', 'read_rows', 'line', 'missing', 'study_rows',
-           'measured', 'spread', 'summary', 'Difference', 'difference', 'Order', 'orders', 'agreement', 'disagreements',
-           'dots', 'ablations', 'main']
+           'States', 'embed_states', 'Study', 'train_row', 'test_row', 'settings_of', 'read_rows', 'line', 'missing',
+           'study_rows', 'measured', 'spread', 'summary', 'Difference', 'difference', 'Order', 'orders', 'agreement',
+           'disagreements', 'dots', 'ablations', 'main']
 
 # %% ../nbs/36_ablations.ipynb #43cb5907
 import csv as csv_format
@@ -271,9 +271,17 @@ def test_row(study: Study, row: Row, model: nn.Module) -> dict[str, float]:  # `
 test_row.__test__ = False  # no test of pytest's
 
 # %% ../nbs/36_ablations.ipynb #48d2797b
-SETTINGS = ("seed", "steps", "batch", "objects", "clips")
+SETTINGS = ("seed", "steps", "batch", "objects", "clips", "fingerprint")  # of the frozen CLIP
 COLUMNS = ("date", "command", "table", "row", "paper", *SETTINGS, *FIGURES, "parameters")
 COLUMNS += ("seconds a step", "gates", "versions")
+
+
+def settings_of(clip: FrozenCLIP, config: PretrainConfig, clips: int) -> dict[str, str]:
+    "What lines must share to be rows of one study and seed, as it stands in the file."
+    own = {name: getattr(config, name) for name in SETTINGS[:4]}
+    return {
+        name: str(v) for name, v in (own | dict(clips=clips, fingerprint=clip.fingerprint)).items()
+    }
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -298,8 +306,8 @@ def line(
     shares = gate_means(model.branch).values() if weighted else ()
     sizes = [p.numel() for n, p in model.branch.named_parameters() if "align" not in n]
     made = dict(date=datetime.date.today().isoformat(), table=row.table, row=row.name)
-    made |= {"paper": row.paper, "clips": len(study.test), "parameters": sum(sizes)}
-    made |= {name: getattr(config, name) for name in SETTINGS if name != "clips"}
+    made |= {"paper": row.paper, "parameters": sum(sizes)}
+    made |= settings_of(study.clip, config, len(study.test))
     made |= {name: f"{value:.2f}" for name, value in figures.items()}
     made |= {"seconds a step": f"{seconds:.4f}", "gates": " ".join(f"{g:.3f}" for g in shares)}
     made |= dict(command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
@@ -307,14 +315,10 @@ def line(
     return {name: made[name] for name in COLUMNS}
 
 # %% ../nbs/36_ablations.ipynb #d34660a4
-def missing(rows: Sequence[Row], path: Path, config: PretrainConfig, clips: int) -> list[Row]:
-    "The rows that a file does not hold yet, with these settings."
-    wanted = {n: str(getattr(config, n)) for n in SETTINGS if n != "clips"} | {"clips": str(clips)}
-    there = {
-        (old["table"], old["row"])
-        for old in read_rows(path)
-        if all(old[name] == value for name, value in wanted.items())
-    }
+def missing(rows: Sequence[Row], path: Path, settings: dict[str, str]) -> list[Row]:
+    "The rows that a file does not hold yet, with settings as in `settings_of`."
+    lines = read_rows(path)
+    there = {(old["table"], old["row"]) for old in lines if settings.items() <= old.items()}
     return [row for row in rows if (row.table, row.name) not in there]
 
 # %% ../nbs/36_ablations.ipynb #c13cbd41
@@ -326,7 +330,7 @@ def study_rows(
     clips: int,  # of the test gallery
 ) -> Iterator[Row]:  # each once it stands in the file
     "Train and test rows for one seed. Rows that share a training come together."
-    left = missing(rows, path, config, clips)
+    left = missing(rows, path, settings_of(clip, config, clips))
     study = Study.make(clip, config, clips, left) if left else None
     for training in dict.fromkeys(row.training for row in left):
         same = [row for row in left if row.training == training]
@@ -417,12 +421,13 @@ def orders(
     rows: Sequence[dict],  # lines of a file, of one study
     table: str,
     measure: str = "T2V R@1",
+    figure: int = 0,  # which of the paper's figures orders its rows
 ) -> list[Order]:
-    "All pairs of a table that the paper orders by its first figure."
+    "All pairs of a table that the paper orders by one of its figures."
     ours = measured(rows, table, measure)
     listed = [row for row in ROWS if row.table == table and row.paper and row.name in ours]
     once = {(row.training, row.paper): row for row in listed}.values()  # "zero" is "weighted"
-    theirs = {row.name: float(row.paper.split(" / ")[0]) for row in once}
+    theirs = {row.name: float(row.paper.split(" / ")[figure]) for row in once}
     pairs = (sorted(pair, key=theirs.get, reverse=True) for pair in combinations(theirs, 2))
     return [Order(a, b, difference(ours[a], ours[b])) for a, b in pairs if theirs[a] > theirs[b]]
 
@@ -520,9 +525,8 @@ def ablations(
     for seed in range(seeds or (1 if quick else 5)):
         for row in study_rows(model, rows, out, replace(config, seed=seed), clips):
             print(f"seed {seed}: {row.table}, {row.name}", file=sys.stderr, flush=True)
-    lines = [
-        r for r in read_rows(out) if (r["steps"], r["clips"]) == (str(config.steps), str(clips))
-    ]
+    same = settings_of(model, config, clips).items() - {("seed", str(config.seed))}
+    lines = [line for line in read_rows(out) if same <= line.items()]
     told = {name: summary(lines, name) for name in tables} | {"order": agreement(lines)}
     show({name: rows for name, rows in told.items() if rows})
 

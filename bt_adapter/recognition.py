@@ -189,7 +189,14 @@ def check_asked(asked: SimpleNamespace):
     given = [f"--{name}" for name in data if getattr(asked, name)]
     if given and not asked.data:
         raise ValueError(f"{given[0]} belongs to --data")
+    for name, least in dict(clips=1, frames=1, tokens=3, batch=1, workers=0).items():
+        value = getattr(asked, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be {least} or more, not {value}")
     check_file(asked.queries)
+    for name in ("data", "csv", "classes") if asked.queries else ():
+        if getattr(asked, name) and asked.queries.resolve() == getattr(asked, name).resolve():
+            raise ValueError(f"--queries would overwrite the file of --{name}: choose another name")
     if asked.faiss:
         retrieval.load_faiss()
     check_prompts(asked.prompt or ["{}"])
@@ -217,8 +224,10 @@ def evaluate_gallery(asked: SimpleNamespace) -> tuple[list[dict], dict]:  # rows
     return shown + retrieval.over_seeds(shown, retrieval.FIGURES), models
 
 # %% ../nbs/32_recognition.ipynb #a58b292c
-def judge_of(asked: SimpleNamespace, examples: list[Example], tokens: int):
-    "How clips are judged, and what the figures are called: by classes if all have a label."
+def judge_of(asked: SimpleNamespace, examples: Sequence[Example], tokens: int):
+    """How clips are judged, and what the figures are called: by classes if all have a label.
+
+    `examples` are all that the annotation lists: classes without a clip are classes, too."""
     if all(example.label is not None for example in examples):
         names, prompts = class_names(examples, asked.classes), asked.prompt or ["{}"]
         judge = partial(judge_recognition, classes=names, prompts=prompts, tokens=tokens)
@@ -229,23 +238,24 @@ def judge_of(asked: SimpleNamespace, examples: list[Example], tokens: int):
     return partial(retrieval.judge_retrieval, **how), retrieval.DATA_FIGURES
 
 # %% ../nbs/32_recognition.ipynb #1ff7b0aa
-def read_asked(asked: SimpleNamespace) -> tuple[list[Example] | retrieval.ShardClips, int]:
-    "The clips of an annotation or of a folder of shards, checked, and how many there should be."
+def read_asked(asked: SimpleNamespace):
+    "The clips of an annotation or of shards, checked, how many there should be, and all listed."
     shards = asked.data.is_dir() and (asked.format == "table" or (asked.data / INDEX).is_file())
     if not shards:
-        listed = read_examples(asked.data, asked.format, asked.videos, asked.split)[: asked.clips]
-        return retrieval.check_examples(listed, asked.skip), len(listed)
+        every = read_examples(asked.data, asked.format, asked.videos, asked.split)
+        listed = every[: asked.clips]
+        return retrieval.check_examples(listed, asked.skip), len(listed), every
     if asked.videos or asked.split:
         raise ValueError(f"{asked.data} holds its own clips: leave --videos and --split out")
     source = retrieval.ShardClips(Shards(asked.data), asked.clips, asked.skip)
     retrieval.check_examples([*source])
-    return source, len(source.listed)
+    return source, len(source.listed), source
 
 # %% ../nbs/32_recognition.ipynb #c6d665c5
 def evaluate_examples(asked: SimpleNamespace) -> tuple[list[dict], dict]:  # rows; models
     "A data set: rows for the table; the CSV files are written."
-    settings, (examples, listed) = clip_settings(asked), read_asked(asked)
-    judge, figures = judge_of(asked, examples, settings.tokens)
+    settings, (examples, listed, every) = clip_settings(asked), read_asked(asked)
+    judge, figures = judge_of(asked, every, settings.tokens)
     columns = (*DATA_COLUMNS, *figures, "versions")
     if asked.csv:
         retrieval.check_csv(asked.csv, columns)

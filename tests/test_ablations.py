@@ -4,6 +4,7 @@ import csv
 import math
 import statistics
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,7 @@ from bt_adapter.ablations import (
     missing,
     orders,
     read_rows,
+    settings_of,
     study_rows,
     summary,
 )
@@ -147,8 +149,11 @@ def test_a_study_is_stopped_and_continued(clip, tmp_path, monkeypatch):
     assert (first.table, first.name) == ("Table 6", "CLIP") and len(read_rows(path)) == 1
     rest = [*study_rows(clip, rows, path, TINY, 18)]
     assert len(rest) == 5 and len(trained) == len({*trained}) == 5  # one line was there
-    assert not missing(rows, path, TINY, 18)
-    assert missing(rows, path, TINY, 20) == missing(rows, path, replace(TINY, seed=1), 18) == rows
+    assert not missing(rows, path, settings_of(clip, TINY, 18))
+    others = [(TINY, 20), (replace(TINY, seed=1), 18), (replace(TINY, batch=36), 18)]
+    assert all(missing(rows, path, settings_of(clip, *other)) == rows for other in others)
+    another = settings_of(clip, TINY, 18) | {"fingerprint": "of another CLIP"}
+    assert missing(rows, path, another) == rows
     lines = read_rows(path)
     assert tuple(lines[0]) == COLUMNS and {row["clips"] for row in lines} == {"18"}
     by = {row["row"]: row for row in lines}
@@ -248,14 +253,16 @@ def test_a_figure_shows_every_seed_mean_and_deviation(tmp_path):
 
 
 def test_the_shipped_study_is_complete():
-    """Every row at least once, no line twice, and what stands in them is what `ROWS` says."""
+    """Every row of five seeds, no line twice, and what stands in them is what `ROWS` says."""
     lines = read_rows(samples_folder() / "ablations.csv")
     assert tuple(lines[0]) == COLUMNS
-    settings = ("seed", "steps", "batch", "objects", "clips")
+    settings = ("seed", "steps", "batch", "objects", "clips", "fingerprint")
     made = [tuple(row[name] for name in ("table", "row", *settings)) for row in lines]
     assert len({*made}) == len(made)
     most = max(int(row["steps"]) for row in lines)
-    assert {*BY_NAME} == {(r["table"], r["row"]) for r in lines if int(r["steps"]) == most}
+    ours = load_clip("moving-shapes").fingerprint
+    done = Counter((r["table"], r["row"]) for r in lines if int(r["steps"]) == most)
+    assert done == dict.fromkeys(BY_NAME, 5) and {r["fingerprint"] for r in lines} == {ours}
     for row in lines:
         assert row["paper"] == BY_NAME[row["table"], row["row"]].paper
         assert row["command"].startswith("bta-ablations")

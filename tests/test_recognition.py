@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from bt_adapter import retrieval
+from bt_adapter import recognition, retrieval
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.datasets import (
@@ -265,6 +265,22 @@ def table(tmp_path):
     return tmp_path
 
 
+def test_classes_whose_clips_are_left_out_are_classes(table, adapter, monkeypatch):
+    """Fewer names to choose from would flatter."""
+    (table / "1.mp4").unlink()
+    names, judge = [], recognition.judge_recognition
+    monkeypatch.setattr(
+        recognition,
+        "judge_recognition",
+        lambda *a, classes, **how: names.append(classes) or judge(*a, classes=classes, **how),
+    )
+    for options in (["--skip"], ["--clips", "1"]):
+        assert (
+            run(monkeypatch, adapter, "--data", table / "table.csv", "--frames", 2, *options) == 0
+        )
+    assert [sorted(some) for some in names] == [sorted(LABELS)] * 2
+
+
 def test_missing_clips_are_counted_and_left_out_only_when_asked(
     table, adapter, monkeypatch, capsys
 ):
@@ -418,7 +434,10 @@ def test_faiss_finds_the_same(table, adapter, monkeypatch, capsys):
         (["--data", "plain.csv", "--csv", "plain.csv"], "has other columns"),
         (["--data", "plain.csv", "--queries", "gone/x.csv"], "a file in an existing folder"),
         (["--data", "plain.csv", "--device", "toaster"], "there is no device 'toaster'"),
-        (["--data", "plain.csv", "--frames", "-1"], "A dataset needs examples"),
+        (["--data", "plain.csv", "--frames", "-1"], "--frames must be 1 or more, not -1"),
+        (["--data", "plain.csv", "--clips", "0"], "--clips must be 1 or more, not 0"),
+        (["--data", "plain.csv", "--tokens", "1"], "--tokens must be 3 or more, not 1"),
+        (["--data", "plain.csv", "--queries", "plain.csv"], "would overwrite the file of --data"),
         (["--frames", "3"], "--frames belongs to --data"),
         (["--skip"], "--skip belongs to --data"),
     ],
