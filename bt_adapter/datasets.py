@@ -204,6 +204,9 @@ def _read_msrvtt(path, find, split):
         content = json.loads(path.read_text(encoding="utf-8"))
         parts = {video["video_id"]: video["split"] for video in content["videos"]}
         rows = [(s["video_id"], s["caption"]) for s in content["sentences"]]
+        lost = [*dict.fromkeys(name for name, _ in rows if name not in parts)]
+        if lost:
+            raise ValueError(f"captions name {len(lost)} videos it does not list, first {lost[0]}")
         rows = [row for row in rows if split is None or parts[row[0]] == split]
     return _gather((name, find(name), caption) for name, caption in rows)
 

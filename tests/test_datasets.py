@@ -107,6 +107,12 @@ BAD = {
     "no parquet": ("table", "a.parquet", "PAR1", "cannot be read"),
     "no webvid": ("webvid", "a.csv", TABLE + "a.mp4,b\n", "KeyError: 'name'"),
     "no msrvtt": ("msrvtt", "a.json", '{"videos": []}', "KeyError: 'sentences'"),
+    "msrvtt without the video": (
+        "msrvtt",
+        "a.json",
+        '{"videos": [], "sentences": [{"video_id": "video7", "caption": "a"}]}',
+        "captions name 1 videos it does not list, first video7",
+    ),
     "msrvtt is a list": ("msrvtt", "a.json", "[]", "TypeError"),
     "no didemo": ("didemo", "a.json", '{"a": 1}', "TypeError"),
     "lsmdc without sentence": ("lsmdc", "a.csv", "a\t1\t2\t3\t4\n", "six columns"),
