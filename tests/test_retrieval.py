@@ -432,7 +432,7 @@ def assert_refused(monkeypatch, capsys, message, *arguments):
     ("arguments", "message"),
     [
         (["--split", "exam"], "no split is called 'exam'"),
-        (["--clips", "0"], "0 were asked for"),
+        (["--clips", "0"], "--clips must be 1 or more, not 0"),
         (["--clips", "100000"], "100000 were asked for"),
         (["--csv", "nowhere/x.csv"], "name a file in an existing folder"),
         (["--csv", "."], "name a file in an existing folder"),
