@@ -278,10 +278,8 @@ COLUMNS += ("seconds a step", "gates", "versions")
 
 def settings_of(clip: FrozenCLIP, config: PretrainConfig, clips: int) -> dict[str, str]:
     "What lines must share to be rows of one study and seed, as it stands in the file."
-    own = {name: getattr(config, name) for name in SETTINGS[:4]}
-    return {
-        name: str(v) for name, v in (own | dict(clips=clips, fingerprint=clip.fingerprint)).items()
-    }
+    values = config.seed, config.steps, config.batch, config.objects, clips, clip.fingerprint
+    return dict(zip(SETTINGS, map(str, values), strict=True))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

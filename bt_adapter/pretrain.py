@@ -423,16 +423,15 @@ def _listed(examples):
     silent = [name for name, path, captions, _ in found if path and not any(captions)]
     if silent:
         raise ValueError(f"{len(silent)} clips have no caption, the first is {silent[0]}.")
-    twice = [name for name, n in Counter(name for name, *_ in found).items() if n > 1]
-    if twice:
-        raise ValueError(f"{len(twice)} ids name more than one clip, the first is {twice[0]}.")
     return found
 
 
 def _contents(examples):
     "A hash of what is trained on: clips, their parts and captions, or the list of shards."
-    known = [(e.id, e.span, e.captions) for e in examples] if isinstance(examples, list) else None
-    known = known or [examples.names, examples.ends.tolist()]
+    if isinstance(examples, list):
+        known = [(e.id, e.span, e.captions) for e in examples]
+    else:
+        known = [examples.names, examples.ends.tolist()]
     return sha256(repr(known).encode()).hexdigest()[:16]
 
 # %% ../nbs/24_pretraining.ipynb #1f3ee239
@@ -461,6 +460,9 @@ def _clip_source(run, clip, examples, config, store, views, workers, broken):
         batches = loader(dataset, own.stop - own.start, *words, workers, *run.ranks, broken)
         return LiveBatches(clip, batches, config.chunk), lambda: batches.report
     rows = _listed(examples)
+    twice = [name for name, n in Counter(name for name, *_ in rows).items() if n > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} ids name more than one clip, the first is {twice[0]}.")
     stamped = [(name, frozen.file_stamp(path, span)) for name, path, _, span in rows]
     keys = [[Key(name, view, stamp) for name, stamp in stamped] for view in range(views)]
     states = _open_store(store, clip, config, len(rows), views)
@@ -531,7 +533,6 @@ def pretrain_clips(
     report = _of_all(reported())
     if run.main:
         report.write(run.folder / "broken.csv")
-        model.save_pretrained(run.folder)  # whatever becomes of the judging
     rows = judge(model) if run.main else []
     counts = dict(clips=clips, tried=report.tried, failed=report.failed)
     run.finish(model, config, same, **counts, validation=rows)
@@ -591,7 +592,7 @@ Format = Annotated[str, typer.Option(help="of the annotations: table, webvid, ms
 Clips = Annotated[Path | None, typer.Option(help="folder of the clips, if not that of the file")]
 Split = Annotated[str | None, typer.Option(help="a part of the annotations")]
 HeldSplit = Annotated[str | None, typer.Option(help="a part of those")]
-Broken = Annotated[float, typer.Option(help="share of clips that may be broken")]
+Broken = Annotated[float, typer.Option(help="share of clips that may be broken", min=0, max=1)]
 Views = Annotated[int, typer.Option(help="of a clip in the store; 1: no random crops", min=1)]
 Workers = Annotated[int, typer.Option(help="processes that decode", min=0)]
 SaveEvery = Annotated[int, typer.Option(help="steps between checkpoints", min=1)]

@@ -460,7 +460,7 @@ def finished(self: Run, same: dict) -> dict | None:
 # %% ../nbs/23_trainer.ipynb #19dd0fc4
 @patch
 def go(self: Run, model: BTAdapter, source: Callable, config: PretrainConfig, same: dict):
-    "Train in this folder."
+    "Train in this folder, and save the adapter there."
     trainer, loader = Trainer(model, config, self.accelerator), getattr(source, "loader", None)
     if self.checkpoint.is_file():
         state = load_checkpoint(self.checkpoint, same)
@@ -480,13 +480,13 @@ def go(self: Run, model: BTAdapter, source: Callable, config: PretrainConfig, sa
 
     with RunLog(self.folder, "pretraining", config.steps, trainer.step) as log:
         train(trainer, source, on_step, save, self.save_every)
+    model.save_pretrained(self.folder)  # now, whatever becomes of what is judged later
 
 # %% ../nbs/23_trainer.ipynb #efbd4f15
 @patch
 def finish(self: Run, model: BTAdapter, config: PretrainConfig, same: dict, **card):
-    "The adapter, its card and its curves; then the checkpoint is no longer needed."
+    "The adapter's card and curves; then the checkpoint is no longer needed."
     if self.main:
-        model.save_pretrained(self.folder)
         gates = list(gate_means(model.branch))
         save_curves(self.folder, dict(losses=["vtc", "mbta", "mbca"], gates=gates))
         seconds = round(time.time() - self.started)
