@@ -31,9 +31,10 @@ from fastcore.basics import patch
 
 from . import moving_shapes as world
 from . import store as frozen
-from .backbone import PRECISIONS, FrozenCLIP, load_clip
+from .backbone import FrozenCLIP, load_clip
 from .branch import BranchConfig, BTAdapter
 from .console import command, progress, show, step_progress
+from .precision import PRECISIONS
 from .runs import make_folder, write_card
 from .small_clip import opposite_cosines, static_recall, train_clip
 from .store import FeatureStore, Key, put_states, read_states

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STILL_MOTIONS', 'SHARPEST', 'CONFIG', 'byte_pair_merges', 'vocabulary', 'write_merges', 'stills', 'short_motion',
-           'trails', 'short_captions', 'choose', 'new_clip', 'optimisers', 'schedule', 'fast_dtype', 'clip_loss',
-           'train_clip', 'static_recall', 'opposite_cosines']
+           'trails', 'short_captions', 'choose', 'new_clip', 'optimisers', 'schedule', 'clip_loss', 'train_clip',
+           'static_recall', 'opposite_cosines']
 
 # %% ../nbs/21_small_clip.ipynb #ee2b69c9
 import copy
@@ -42,6 +42,7 @@ from bt_adapter.moving_shapes import (
     static_caption,
     thing_phrase,
 )
+from .precision import fast_dtype
 
 # %% ../nbs/21_small_clip.ipynb #124a1989
 def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
@@ -181,13 +182,6 @@ def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
 def schedule(step: int, steps: int, warmup: int = 40) -> float:
     "Share of the full learning rate: linear warm-up, then half a cosine."
     return min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
-
-# %% ../nbs/21_small_clip.ipynb #f62a935b
-def fast_dtype() -> torch.dtype:
-    "bf16 on processors that compute in it, fp32 on others."
-    able = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
-    native = any(getattr(torch.cpu, name, bool)() for name in able)
-    return torch.bfloat16 if native else torch.float32
 
 # %% ../nbs/21_small_clip.ipynb #020ccdd7
 def clip_loss(

@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .backbone import PRECISIONS
 from .branch import BranchConfig, BTAdapter
 from bt_adapter.losses import (
     masked_branching_cross_modal_alignment,
@@ -31,6 +30,7 @@ from bt_adapter.losses import (
     video_text_contrastive,
 )
 from .masking import keep_patches, tube_mask
+from .precision import PRECISIONS, fast_dtype
 from bt_adapter.runs import (
     RunLog,
     leave,
@@ -41,7 +41,6 @@ from bt_adapter.runs import (
     stop_signals,
     write_card,
 )
-from .small_clip import fast_dtype
 
 # %% ../nbs/23_trainer.ipynb #fc3d5492
 class Batch(NamedTuple):

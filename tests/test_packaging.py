@@ -17,7 +17,10 @@ from tidy import ROOT
 parser = ConfigParser(delimiters=("=",), interpolation=None)
 parser.read_string((ROOT / "settings.ini").read_text(encoding="utf-8"))
 settings = parser["DEFAULT"]
-MODULES = sorted(path.stem for path in (ROOT / "bt_adapter").glob("[!_]*.py"))
+PACKAGE = ROOT / "bt_adapter"
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("[!_]*.py")
+)
 
 
 def python(code, **env):
@@ -35,7 +38,7 @@ def names(requirements):
 
 def imports(module):
     """(top-level name, whether importing the module imports it) of all a module's imports."""
-    tree = ast.parse((ROOT / f"bt_adapter/{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         full = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -122,9 +125,10 @@ def test_wheel_carries_the_samples(tmp_path):
         if p.is_file()
     }
     assert list(site.glob("bt_adapter-*.dist-info/licenses/LICENSE"))
-    for files in ("*.py", "static/*"):
-        carried = {p.name for p in (ROOT / "bt_adapter").glob(files)}
-        assert carried and carried == {p.name for p in (site / "bt_adapter").glob(files)}
+    for files in ("**/*.py", "static/*"):
+        carried = {p.relative_to(PACKAGE) for p in PACKAGE.glob(files)}
+        inside = {p.relative_to(site / "bt_adapter") for p in (site / "bt_adapter").glob(files)}
+        assert carried and carried == inside
     code = "from bt_adapter.backbone import samples_folder; print(samples_folder())"
     assert python(code, PYTHONPATH=str(site)).strip() == str(site / "bt_adapter/data_samples")
     assert python(code).strip() == str(ROOT / "data_samples")
