@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from . import pixels
 from .backbone import FrozenCLIP
 from .console import progress
 from .video import SUFFIXES, ClipError, check_reader, read_clip
@@ -348,19 +349,13 @@ def crop_frames(
     generator: torch.Generator | None = None,  # for a random part; without one, the middle
 ) -> torch.Tensor:  # uint8 (t, 3, height, width)
     "Resize and crop all frames of a clip in the same way."
-    from torchvision.transforms.v2 import functional as transforms
-
     if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != torch.uint8 or not clip.numel():
         raise ValueError(f"A clip is uint8 (t, h, w, 3), not {clip.dtype} {tuple(clip.shape)}.")
+    if generator is None:
+        return pixels.fit(clip, size, margin)
     frames = rearrange(clip, "t h w c -> t c h w")
-    bicubic = transforms.InterpolationMode.BICUBIC
-    if generator is not None:
-        part = _random_part(frames, generator)
-        return transforms.resized_crop(frames, *part, list(size), bicubic)
-    scale = max(want / have for want, have in zip(size, clip.shape[1:3], strict=True)) * margin
-    whole = [max(w, round(n * scale)) for n, w in zip(clip.shape[1:3], size, strict=True)]
-    frames = transforms.resize(frames, whole, bicubic)
-    return transforms.center_crop(frames, list(size))
+    top, left, height, width = _random_part(frames, generator)
+    return pixels.resize(frames[..., top : top + height, left : left + width], size)
 
 # %% ../nbs/22_datasets.ipynb #40ddf2fc
 def normalise(
@@ -368,11 +363,8 @@ def normalise(
     clip: FrozenCLIP,
 ) -> torch.Tensor:  # the same shape, in CLIP's precision and on its device
     "Pixels as CLIP wants them: its mean and deviation."
-    from torchvision.transforms.v2 import functional as transforms
-
-    floats = frames.to(clip.position.device).float().div_(255)
-    mean, std = list(clip.preprocess["mean"]), list(clip.preprocess["std"])
-    return transforms.normalize(floats, mean, std, inplace=True).to(clip.dtype)
+    frames, settings = frames.to(clip.position.device), clip.preprocess
+    return pixels.normalize(frames, settings["mean"], settings["std"]).to(clip.dtype)
 
 # %% ../nbs/22_datasets.ipynb #24d05d27
 def tokenise(
@@ -456,7 +448,8 @@ class Report:
         more = [f"and {len(self.broken) - 50} more"] if len(self.broken) > 50 else []
         raise TooManyBroken(
             f"{self.failed} of {self.tried} clips tried could not be read, more than "
-            f"{self.share:.0%}; mend or remove them, or allow a larger share:\n" + "\n".join(listed + more),
+            f"{self.share:.0%}; mend or remove them, or allow a larger share:\n"
+            + "\n".join(listed + more),
             self,
         )
 
@@ -584,7 +577,8 @@ class ClipLoader:
     def __init__(self, dataset, *, batch, collate, workers, rank, world, share):
         self.dataset, self.batch, self.rank, self.world = dataset, batch, rank, world
         self.epoch, self.position, self.report = 0, 0, Report(share)
-        import_module("torchvision.transforms.v2")  # seconds, and here not in each worker
+        if dataset.training:  # which takes seconds, and here not in each worker
+            import_module("torchvision.transforms")
         self.loader = torch.utils.data.DataLoader(
             dataset,
             batch_sampler=_Slices(self),
