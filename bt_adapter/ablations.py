@@ -35,7 +35,8 @@ from .branch import BranchConfig, VideoFeatures
 from .console import command, run, show
 from .figures import COLOURS, Picture
 from .moving_shapes import Scene, gallery, render
-from .pretrain import SceneBatches, fast_copy, pretrain, scene_key, training_scenes
+from .precision import fast_copy
+from .pretrain import SceneBatches, pretrain, scene_key, training_scenes
 from .released import as_released
 from .retrieval import FIGURES, append_csv, check_csv, scores, text_encoder, wrong_orders
 from .runs import versions
@@ -254,7 +255,7 @@ def train_row(study: Study, row: Row) -> tuple[nn.Module, float]:  # the model, 
         return model, 0.0
     groups = training_scenes(np.random.default_rng(config.seed), config.objects, config.takes)
     store = study.seen.of(model)
-    source = SceneBatches(study.clip, groups, store, config.batch, config.seed)
+    source = SceneBatches(study.clip, groups, store, batch=config.batch, seed=config.seed)
     started = time.process_time()
     pretrain(model, source, config)
     return model, (time.process_time() - started) / config.steps

@@ -19,7 +19,7 @@ import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -35,39 +35,22 @@ from torch import nn
 from . import moving_shapes as world
 from . import store as frozen
 from .branch import BTAdapter
-from bt_adapter.chat import (
-    MERGE,
-    SMOLLM2,
-    TEMPLATES,
-    TUNED,
-    Template,
-    VideoTower,
-    image_chat_model,
-    image_host,
-    named_template,
-    plug,
-    smollm2,
-    tower_path,
-    unplug,
-    video_features,
-    written,
-)
+from .chat import MERGE, SMOLLM2, TEMPLATES, TUNED, Template, VideoTower
 from .console import progress, run, show
 from .datasets import ClipDataset, Example, Report, read_examples
-from .pretrain import Seed, Steps, app, fast_copy
+from .precision import autocast_context, fast_copy, fast_dtype
+from .pretrain import Seed, Steps, app
 from .pretrain import clip_states as states_of_files
-from bt_adapter.runs import (
-    RunLog,
-    leave,
-    load_checkpoint,
-    make_folder,
-    save_checkpoint,
-    stop_signals,
-    write_card,
-    write_safely,
-)
+from .runs import RunLog, leave, load_checkpoint, make_folder, save_checkpoint
 from .store import FeatureStore, Key, file_stamp, read_states
-from .trainer import Run, fast_pass, half_precision
+from .trainer import Run, check_weights, raise_for_clips
+
+# %% ../nbs/52_instruction_tuning.ipynb #3cc50315
+from .chat import image_chat_model, image_host, named_template, plug, smollm2
+from .runs import stop_signals, write_card, write_safely
+
+# %% ../nbs/52_instruction_tuning.ipynb #ab54d334
+from .chat import tower_path, unplug, video_features, written
 
 # %% ../nbs/52_instruction_tuning.ipynb #3e824b19
 QUESTIONS = dict(
@@ -169,6 +152,7 @@ class InstructConfig:
 
     steps: int
     batch: int
+    _: KW_ONLY
     lr: float  # of the projector
     branch_lr: float = 0.0
     lora_lr: float = 0.0  # of the language model's LoRA, in stage 0
@@ -186,12 +170,14 @@ class InstructConfig:
 # %% ../nbs/52_instruction_tuning.ipynb #f9d6844d
 def for_dialogues(preset: str, dialogues: int) -> InstructConfig:
     "The settings of the paper or of the released code: three epochs over so many dialogues."
-    if preset not in ("paper", "released"):
+    own = dict(
+        paper=dict(batch=4, betas=(0.9, 0.998), weight_decay=0.1),
+        released=dict(batch=8, embeddings=True, gates=False),
+    )
+    if preset not in own:
         raise ValueError(f"Settings are those of 'paper' or 'released', not {preset!r}.")
-    batch = 4 if preset == "paper" else 8
-    own = dict(embeddings=True, gates=False)
-    own = dict(betas=(0.9, 0.998), weight_decay=0.1) if preset == "paper" else own
-    return InstructConfig(math.ceil(3 * dialogues / batch), batch, 2e-5, 2e-5, **own)
+    steps = math.ceil(3 * dialogues / own[preset]["batch"])
+    return InstructConfig(steps=steps, lr=2e-5, branch_lr=2e-5, **own[preset])
 
 # %% ../nbs/52_instruction_tuning.ipynb #efe13d77
 def rate(step: int, config: InstructConfig) -> float:
@@ -223,6 +209,7 @@ def train(
     folder: Path,  # receives log and checkpoint; a checkpoint that is there is gone on from
     run: dict,  # what the run is; a checkpoint of another one is refused
     every: int = 50,  # steps between checkpoints
+    names_of: Callable[[int], list[str]] = lambda step: [],  # the clips of a step, for messages
 ):
     "Train, from the checkpoint if there is one. Raises ValueError if the loss is no number."
     make_folder(folder)
@@ -235,9 +222,11 @@ def train(
             parameter.data.copy_(state["weights"][name])
     with RunLog(folder, folder.name, config.steps, start) as log, stop_signals() as asked:
         for step in range(start, config.steps):
-            loss = step_once(named, loss_of(step), optimiser, rate(step, config))
+            share, names = rate(step, config), names_of(step)
+            loss = step_once(named, loss_of(step), optimiser, share=share, step=step, names=names)
             log.add(step, config.batch, loss, {})
             if asked() or (step + 1) % every == 0 or step + 1 == config.steps:
+                check_weights(named.values(), step + 1, names)
                 weights = {name: parameter.detach() for name, parameter in named.items()}
                 state = dict(step=step + 1, optimiser=optimiser.state_dict(), weights=weights)
                 save_checkpoint(path, run, state)
@@ -249,15 +238,19 @@ def step_once(
     named: dict[str, nn.Parameter],
     loss: torch.Tensor,
     optimiser: torch.optim.Optimizer,
+    *,
     share: float,  # of the full learning rates
+    step: int,
+    names: list[str],  # of the clips, for messages
 ) -> float:
     "One update; returns the loss."
     if not loss.isfinite():
-        raise ValueError(f"the loss is no number ({loss.item()}): lower the rates")
+        raise_for_clips(f"the loss is no number at step {step} ({loss.item():g})", names)
     for group in optimiser.param_groups:
         group["lr"] = group["full"] * share
     loss.backward()
-    nn.utils.clip_grad_norm_(named.values(), 1.0)
+    if not nn.utils.clip_grad_norm_(named.values(), 1.0).isfinite():
+        raise_for_clips(f"the gradients are no numbers at step {step}", names)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return loss.item()
@@ -418,7 +411,7 @@ def tuned_on_pictures(
 
     def loss_of(step: int) -> torch.Tensor:
         which, batch = batch_of(step)
-        with fast_pass(device, half_precision(device)):
+        with autocast_context(device, fast_dtype(device)):
             return answer_loss(model, tokens[which], batch)
 
     same = dict(stage=0, pictures=pictures, words=asdict(words)) | asdict(config)
@@ -543,11 +536,15 @@ def tuned_on_clips(
 
         def loss_of(step: int) -> torch.Tensor:
             which, batch = batch_of(step)
-            with fast_pass(device, half_precision(device)):
+            with autocast_context(device, fast_dtype(device)):
                 tokens = tower.branch_pool(list(states[which].unbind(1)))
                 return answer_loss(model, tokens, batch)
 
-        train(named, loss_of, config, folder, dict(stage=2, clips=clips) | asdict(config))
+        def names_of(step: int) -> list[str]:
+            return [world.caption(scenes[i]) for i in batch_of(step)[0]]
+
+        same = dict(stage=2, clips=clips) | asdict(config)
+        train(named, loss_of, config, folder, same, names_of=names_of)
 
 # %% ../nbs/52_instruction_tuning.ipynb #09354393
 def used(pool: nn.Module) -> dict[str, nn.Parameter]:  # by their names in the branch
@@ -568,7 +565,7 @@ LAPTOP = dict(
 
 # %% ../nbs/52_instruction_tuning.ipynb #812fb51a
 def save_projector(projector: nn.Module, path: Path):
-    "The projector's weights, in the precision in which they are used."
+    "The projector's weights, in the precision in which they are shipped."
     from safetensors.torch import save_file
 
     weights = {k: v.detach().bfloat16().contiguous() for k, v in projector.state_dict().items()}
@@ -592,7 +589,7 @@ def make_small_chat(
     torch.manual_seed(seed)
     words = words or smollm2()
     language = AutoModelForCausalLM.from_pretrained(
-        words, dtype=torch.bfloat16, attn_implementation="eager"
+        words, dtype=fast_dtype(), attn_implementation="eager"
     )
     tokenizer = AutoTokenizer.from_pretrained(words)
     model = image_chat_model(adapter.clip, language, merge=MERGE)
@@ -735,7 +732,7 @@ def loss_on(
         states = read_states(store, [dialogue_key(one) for one in some], adapter.clip, last)
         pairs = [tokens_of(tokenizer, form, one.turns, video) for one in some]
         batch = make_batch(pairs, tokenizer.eos_token_id)
-        with fast_pass(device, half_precision(device)):
+        with autocast_context(device, fast_dtype(device)):
             tokens = pool(list(states.to(device).unbind(1))[:end][-pool.states :])
             return answer_loss(model, tokens, Batch(*(part.to(device) for part in batch)))
 
@@ -750,7 +747,7 @@ def host_to_tune(
 ) -> tuple[nn.Module, object, Template, list[int]]:  # plugged, tokenizer, template, video
     "A LLaVA with an adapter in it. Raises ValueError for another model, or another CLIP."
     form, device = named_template(template or "llava"), adapter.clip.position.device
-    model, tokenizer = image_host(name, half_precision(device))
+    model, tokenizer = image_host(name, fast_dtype(device))
     if model.config.model_type != "llava":
         raise ValueError(f"{name} is a {model.config.model_type}; only a llava can be tuned.")
     plug(model.to(device), adapter)
@@ -788,7 +785,11 @@ def tune_host(
     report.write(run.folder / "broken.csv")
     good = [one for one in some if dialogue_key(one) in store]
     loss_of = loss_on(model, adapter, tokenizer, good, store, form, video, config)
-    train(named, loss_of, config, run.folder, same, run.save_every)
+
+    def names_of(step: int) -> list[str]:
+        return [good[i].id for i in batch_of_step(step, len(good), config)]
+
+    train(named, loss_of, config, run.folder, same, run.save_every, names_of)
     save_tuned(run.folder, adapter, named)
     counts = dict(learned=len(good), broken_clip=len(some) - len(good))
     counts["too_long"] = len(dialogues) - len(some)

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'PAPER', 'RELEASED', 'PRESETS', 'app', 'Folder', 'Seed', 'Steps', 'Format', 'Clips', 'Split', 'HeldSplit',
-           'Broken', 'Views', 'Workers', 'SaveEvery', 'BatchSize', 'Epochs', 'training_scenes', 'fast_copy',
-           'scene_key', 'scene_states', 'backwards_order', 'caption_table', 'check_groups', 'SceneBatches', 'pretrain',
-           'validate', 'pretrain_moving_shapes', 'LiveBatches', 'clip_states', 'caption_features', 'StoredBatches',
+           'Broken', 'Views', 'Workers', 'SaveEvery', 'BatchSize', 'Epochs', 'training_scenes', 'scene_key',
+           'scene_states', 'backwards_order', 'caption_table', 'check_groups', 'SceneBatches', 'pretrain', 'validate',
+           'pretrain_moving_shapes', 'LiveBatches', 'clip_states', 'caption_features', 'StoredBatches',
            'pretrain_clips', 'check_apart', 'held_out_scores', 'choose_recipe', 'adapter', 'shards', 'small_clip']
 
 # %% ../nbs/24_pretraining.ipynb #92f42974
-import copy
 import math
 import os
 import shutil
@@ -27,30 +26,20 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from fastcore.basics import patch
 
 from . import moving_shapes as world
 from . import store as frozen
 from .backbone import FrozenCLIP, load_clip
 from .branch import BranchConfig, BTAdapter
 from .console import command, progress, show, step_progress
-from .precision import PRECISIONS
+from .precision import PRECISIONS, fast_copy, fast_dtype
 from .runs import make_folder, write_card
 from .small_clip import opposite_cosines, static_recall, train_clip
 from .store import FeatureStore, Key, put_states, read_states
-from bt_adapter.trainer import (
-    Batch,
-    PretrainConfig,
-    Ranks,
-    Rates,
-    Run,
-    Schedule,
-    Trainer,
-    half_precision,
-    identity,
-    new_accelerator,
-    train,
-)
+from .trainer import Batch, PretrainConfig, Ranks, Rates, Run, Schedule, Trainer
+
+# %% ../nbs/24_pretraining.ipynb #50cf5ffa
+from .trainer import identity, new_accelerator, train
 
 # %% ../nbs/24_pretraining.ipynb #b3763b5b
 def training_scenes(
@@ -69,12 +58,6 @@ def training_scenes(
         ]
         for i in np.tile(rng.permutation(len(looks))[:objects], takes)
     ]
-
-# %% ../nbs/24_pretraining.ipynb #e5810d5e
-def fast_copy(clip: FrozenCLIP) -> FrozenCLIP:
-    "This CLIP, or a copy of it in half precision where that is faster."
-    dtype = half_precision(clip.position.device)
-    return clip if clip.dtype == dtype else copy.deepcopy(clip).to(dtype)
 
 # %% ../nbs/24_pretraining.ipynb #f95a75b8
 def scene_key(scene: world.Scene) -> Key:
@@ -130,7 +113,7 @@ def check_groups(batch: int, groups: int) -> int:  # groups in a batch
         )
     return n
 
-
+# %% ../nbs/24_pretraining.ipynb #0272a4af
 class SceneBatches:
     "Endless batches of whole groups; every group comes once before any comes again."
 
@@ -139,6 +122,7 @@ class SceneBatches:
         clip: FrozenCLIP,
         groups: list[list[world.Scene]],
         store: FeatureStore | dict,  # holds the states of all scenes
+        *,
         batch: int,  # clips of all processes: 18 times a number of objects
         seed: int = 0,
         ranks: Ranks | None = None,
@@ -147,31 +131,30 @@ class SceneBatches:
         self.clip, self.groups, self.store, self.seed = clip, groups, store, seed
         self.share, self.text = (ranks or Ranks()).share(batch), caption_table(clip, groups)
 
-# %% ../nbs/24_pretraining.ipynb #0272a4af
-@patch
-def objects(self: SceneBatches) -> Iterator[tuple[list[int], int]]:  # groups, template
-    "What is in each batch, from the first."
-    rng = np.random.default_rng(self.seed)
-    while True:
-        order = rng.permutation(len(self.groups))
-        for start in range(0, len(order) - self.n + 1, self.n):
-            some = order[start : start + self.n].tolist()
+    def objects(self) -> Iterator[tuple[list[int], int]]:  # groups, template
+        "What is in each batch, from the first."
+        rng, left = np.random.default_rng(self.seed), []
+        while True:
+            some, left = left[: self.n], left[self.n :]
+            if len(some) < self.n:  # the rest of a round, filled up from the next one
+                order = rng.permutation(len(self.groups)).tolist()
+                first = [g for g in order if g not in some][: self.n - len(some)]
+                some, left = some + first, [g for g in order if g not in first]
             yield some, int(rng.integers(self.text.shape[2]))
 
-# %% ../nbs/24_pretraining.ipynb #16834abe
-@patch
-def __call__(self: SceneBatches, start: int, last: int) -> Iterator[Batch]:
-    "Batches from step `start` on."
-    source, reverse = backwards_order()
-    forwards = torch.arange(len(source)), torch.zeros_like(reverse)
-    for some, template in islice(self.objects(), start, None):
-        ways = [(source, reverse) if i < self.n // 2 else forwards for i in range(self.n)]
-        shown = [self.groups[g][m] for g, (motions, _) in zip(some, ways) for m in motions]
-        states = read_states(self.store, [scene_key(s) for s in shown[self.share]], self.clip, last)
-        back = torch.cat([flip for _, flip in ways])[self.share]
-        states[back] = states[back].flip(2)
-        text = self.text[some, :, template].flatten(0, 1)[self.share]
-        yield Batch([world.caption(s) for s in shown[self.share]], states, text)
+    def __call__(self, start: int, last: int) -> Iterator[Batch]:
+        "Batches from step `start` on."
+        source, reverse = backwards_order()
+        forwards = torch.arange(len(source)), torch.zeros_like(reverse)
+        for some, template in islice(self.objects(), start, None):
+            ways = [(source, reverse) if i < self.n // 2 else forwards for i in range(self.n)]
+            shown = [self.groups[g][m] for g, (motions, _) in zip(some, ways) for m in motions]
+            keys = [scene_key(scene) for scene in shown[self.share]]
+            states = read_states(self.store, keys, self.clip, last)
+            back = torch.cat([flip for _, flip in ways])[self.share]
+            states[back] = states[back].flip(2)
+            text = self.text[some, :, template].flatten(0, 1)[self.share]
+            yield Batch([world.caption(s) for s in shown[self.share]], states, text)
 
 # %% ../nbs/24_pretraining.ipynb #1001c8aa
 QUICK = PretrainConfig(
@@ -266,7 +249,8 @@ def pretrain_moving_shapes(
     states = FeatureStore(store, settings) if store else {}
     scene_states(clip, list(chain.from_iterable(groups)), last, states, config.frames)
     _tell(states)
-    source = SceneBatches(clip, groups, states, config.batch, config.seed, run.ranks)
+    own = dict(batch=config.batch, seed=config.seed, ranks=run.ranks)
+    source = SceneBatches(clip, groups, states, **own)
     run.go(model, source, config, same)
     rows = validate(model, frames=config.frames) if run.main else []
     run.finish(model, config, same, validation=rows)
@@ -376,6 +360,7 @@ class StoredBatches:
         captions: list[tuple[str, ...]],  # of each clip
         keys: list[list[Key]],  # of each view, of each clip
         store: FeatureStore | dict,
+        *,
         config: PretrainConfig,
         ranks: Ranks | None = None,
     ):
@@ -398,16 +383,14 @@ class StoredBatches:
             text = torch.stack([self.features[caption] for caption in chosen])
             yield Batch([key.clip for key in keys], states, text)
 
-# %% ../nbs/24_pretraining.ipynb #8f75a911
-@patch
-def drawn(self: StoredBatches) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    "View, numbers of the clips and a number in [0, 1) for each, which chooses its caption."
-    size = self.batch
-    for epoch in count():
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        order = torch.tensor(self.there)[torch.randperm(len(self.there), generator=generator)]
-        for some in order.split(size)[: len(order) // size]:
-            yield epoch % len(self.keys), some, torch.rand(size, generator=generator)
+    def drawn(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        "View, numbers of the clips and a number in [0, 1) for each, which chooses its caption."
+        size = self.batch
+        for epoch in count():
+            generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+            order = torch.tensor(self.there)[torch.randperm(len(self.there), generator=generator)]
+            for some in order.split(size)[: len(order) // size]:
+                yield epoch % len(self.keys), some, torch.rand(size, generator=generator)
 
 # %% ../nbs/24_pretraining.ipynb #480077fe
 def _listed(examples):
@@ -474,7 +457,8 @@ def _clip_source(run, clip, examples, config, store, views, workers, broken):
     run.accelerator.wait_for_everyone()
     _tell(states)
     captions = [captions for _, _, captions, _ in rows]
-    return StoredBatches(clip, captions, keys, states, config, run.ranks), lambda: report
+    source = StoredBatches(clip, captions, keys, states, config=config, ranks=run.ranks)
+    return source, lambda: report
 
 # %% ../nbs/24_pretraining.ipynb #7cd2a46d
 def _of_all(report):
@@ -702,7 +686,7 @@ def _train_on_clips(out, name, pretrained, where, held, config, **settings):
     examples = _examples(*where)
     held = _held_out(examples, *held)
     gpu = torch.cuda.is_available()
-    half = str(half_precision(torch.device("cuda"))) if gpu else "torch.float32"
+    half = str(fast_dtype("cuda")) if gpu else "torch.float32"
     short = {str(dtype): short for short, dtype in PRECISIONS.items()}
     clip = load_clip(name, pretrained, precision=short[half])
 

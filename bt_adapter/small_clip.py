@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .backbone import FrozenCLIP, load_tokenizer
 from .losses import video_text_contrastive
@@ -43,7 +42,7 @@ from bt_adapter.moving_shapes import (
     thing_phrase,
 )
 from .muon import Muon
-from .precision import fast_dtype
+from .precision import autocast_context, fast_dtype
 
 # %% ../nbs/21_small_clip.ipynb #124a1989
 def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
@@ -194,7 +193,7 @@ def clip_loss(
     "Mean contrastive loss of full captions, plus the choice among short ones."
     pictures = torch.stack(still[0] + trail[0]).permute(0, 3, 1, 2).float() / 127.5 - 1
     shapes, motions = short_captions()
-    with torch.autocast("cpu", torch.bfloat16, fast_dtype() == torch.bfloat16):
+    with autocast_context(pictures.device, fast_dtype()):
         seen = model.encode_image(pictures, normalize=True)
         read = model.encode_text(tokenize(still[1] + trail[1] + shapes + motions), normalize=True)
     tau = model.logit_scale.exp().clamp(max=SHARPEST).reciprocal()
@@ -225,11 +224,12 @@ def train_clip(
     for step in range(steps):
         for group, lr in groups:
             group["lr"] = lr * schedule(step, steps)
-        with sdpa_kernel(SDPBackend.MATH):  # the fastest in bf16 on a CPU
-            loss = clip_loss(model, tokenize, stills(rng, groups=14), trails(rng, groups=4))
-            model.zero_grad(set_to_none=True)
-            loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss = clip_loss(model, tokenize, stills(rng, groups=14), trails(rng, groups=4))
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise ValueError(f"the loss or its gradients are no numbers at step {step}")
         for optimiser in training:
             optimiser.step()
         on_step(step, loss.item())

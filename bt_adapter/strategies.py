@@ -152,7 +152,7 @@ class TemporalEmbedding(nn.Module):
         return torch.cat([state[:, :, :1], patches], dim=2)
 
 # %% ../nbs/34_strategies.ipynb #db67cba9
-# `trainer.fast_pass` takes plain attention on a processor, which is for short sequences
+# `autocast_context` takes plain attention on a processor, which is for short sequences
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 

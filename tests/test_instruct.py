@@ -207,7 +207,7 @@ def test_presets_are_those_of_table_8_and_of_the_released_code():
     with pytest.raises(ValueError, match="'paper' or 'released'"):
         for_dialogues("mine", 10)
     with pytest.raises(ValueError, match="1 or more"):
-        InstructConfig(0, 1, 1e-3, 1e-3)
+        InstructConfig(0, 1, lr=1e-3)
 
 
 def test_every_part_has_its_own_rate():
@@ -352,6 +352,39 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
         train(named, lambda step: named["a"].sum() * float("nan"), CONFIG, tmp_path, {})
 
 
+def test_gradients_that_are_no_numbers_end_the_run_and_keep_the_checkpoint(tmp_path):
+    named, kept = {"a": nn.Parameter(torch.ones(1))}, tmp_path / "checkpoint.pt"
+
+    def loss_of(step):
+        # The square root of zero is a number, and its slope is not.
+        return (named["a"] - (named["a"].detach() if step == 3 else 0)).square().sum().sqrt()
+
+    def names_of(step):
+        return [f"clip {step}"]
+
+    with pytest.raises(
+        ValueError, match=r"gradients are no numbers at step 3; the clips were clip 3"
+    ):
+        train(named, loss_of, CONFIG, tmp_path, {}, 2, names_of)
+    assert named["a"].isfinite().all()
+    assert instruct.load_checkpoint(kept, {})["step"] == 2
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+    true = instruct.step_once
+
+    def step_once(named, *given, step, **rest):
+        loss = true(named, *given, step=step, **rest)
+        if step == 3:
+            named["a"].data.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(instruct, "step_once", step_once)
+    with pytest.raises(ValueError, match="weights are no numbers after step 4"):
+        run(tmp_path, config=InstructConfig(4, 1, lr=0.1))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 # --- the whole, with a language model of random weights ---
 
 
@@ -392,7 +425,9 @@ def made(tmp_path_factory):
 def test_what_is_finished_is_not_done_again(made, monkeypatch):
     folder, rows, make = made
     before = {p: p.read_bytes() for p in (folder / "chat").rglob("*.safetensors")}
-    monkeypatch.setattr(instruct, "step_once", lambda *_: pytest.fail("a step was taken again"))
+    monkeypatch.setattr(
+        instruct, "step_once", lambda *_, **__: pytest.fail("a step was taken again")
+    )
     assert make() == rows
     assert {p: p.read_bytes() for p in (folder / "chat").rglob("*.safetensors")} == before
 
@@ -565,7 +600,7 @@ def test_tuning_reads_the_tokens_of_a_conversation(host, convention, tmp_path, m
     some = [one for one in some if "broken" not in one.path][:12]
     store, report = instruct.keep_states(adapter, some, tmp_path, 4)
     assert report.tried == 12
-    config = InstructConfig(1, 12, 1, 1)
+    config = InstructConfig(1, 12, lr=1)
     video = [IMAGE] * (tower(model).encode(torch.zeros(1, 4, 3, 64, 64)).shape[1] - 1)
     instruct.loss_on(model, adapter, tokenizer, some, store, PLAIN, video, config)(0)
     order = instruct.batch_of_step(0, 12, config)

@@ -1,12 +1,14 @@
 """Number types: which one a device is fast in, and Muon in each."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 
+from bt_adapter import precision
 from bt_adapter.muon import Muon, orthogonalize
-from bt_adapter.precision import fast_dtype
+from bt_adapter.precision import autocast_context, chosen_dtype, fast_copy, fast_dtype
 
 SHAPES = (48, 16), (16, 48), (32, 32), (1, 8)
 SETTINGS = dict(lr=0.02, weight_decay=0.1)
@@ -50,6 +52,44 @@ def test_a_gpu_without_bf16_is_fast_in_fp16(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     assert fast_dtype("cuda") == fast_dtype(torch.device("cuda", 0)) == dtype
     assert not any(asked)
+
+
+def test_a_type_that_is_imitated_is_told_once(monkeypatch):
+    able(monkeypatch, bf16=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: False, raising=False)
+    precision._warn_emulated.cache_clear()
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        with pytest.warns(UserWarning, match=f"no instructions for {name}"):
+            assert chosen_dtype(name) == dtype
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chosen_dtype("bf16") == torch.bfloat16  # it has been said
+        precision._warn_emulated.cache_clear()
+        assert chosen_dtype("fp32") == chosen_dtype(None) == torch.float32
+        assert chosen_dtype("fp16", "cuda") == torch.float16
+        able(monkeypatch)
+        assert chosen_dtype("bf16") == chosen_dtype(None) == torch.bfloat16
+
+
+def test_another_name_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, not 'fp8'"):
+        chosen_dtype("fp8")
+
+
+@pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])
+def test_a_fast_copy_leaves_the_original_alone(monkeypatch, fast):
+    monkeypatch.setattr(precision, "fast_dtype", lambda device: fast)
+    layer = torch.nn.Linear(2, 2)
+    found = fast_copy(layer)
+    assert found.weight.dtype == fast and layer.weight.dtype == torch.float32
+    assert (found is layer) == (fast == torch.float32) and fast_copy(found) is found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_in_a_type(dtype):
+    with autocast_context(torch.device("cpu"), dtype):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+        assert not torch.backends.cuda.flash_sdp_enabled()  # plain attention
 
 
 def gradients(steps):

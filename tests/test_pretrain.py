@@ -104,7 +104,7 @@ def test_muon_takes_the_matrices_of_the_layers():
         (dict(steps=0), "steps must be 1 or more, not 0"),
         (dict(chunk=0), "chunk must be 1 or more, not 0"),
         (dict(mask_ratio=1.0), r"mask_ratio must lie in \[0, 1\), not 1.0"),
-        (dict(precision="fp8"), "precision must be fp32, bf16, fp16, not 'fp8'"),
+        (dict(precision="fp8"), "precision must be one of fp32, bf16, fp16, not 'fp8'"),
         (dict(ema=1.0), "ema must lie between 0 and 1, not 1.0"),
     ],
 )
@@ -223,6 +223,24 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change():
     with pytest.raises(ValueError, match=r"the clips were clip 3; clip 7\. Leave them out"):
         trainer.update(batch)
     assert equal(before, weights(trainer.model)) and trainer.step == 0
+
+
+def test_weights_that_are_no_numbers_are_not_saved():
+    trainer, saved = Trainer(tiny_adapter(), TINY), []
+    true = trainer.update
+
+    def update(batch):
+        figures = true(batch)
+        if trainer.step == 4:
+            next(trainer.model.branch.parameters()).data.fill_(math.nan)
+        return figures
+
+    trainer.update = update
+    with pytest.raises(
+        ValueError, match=r"weights are no numbers after step 4; the clips were clip"
+    ):
+        engine.train(trainer, Source(), save=lambda: saved.append(trainer.step), save_every=2)
+    assert saved == [2]
 
 
 # Stopping and going on
@@ -424,7 +442,7 @@ def trained(clip, groups, store, seed=0):
     torch.manual_seed(seed)
     model = BTAdapter(clip)
     config = PretrainConfig(steps=2, batch=36, seed=seed)
-    room.pretrain(model, room.SceneBatches(clip, groups, store, 36, seed), config)
+    room.pretrain(model, room.SceneBatches(clip, groups, store, batch=36, seed=seed), config)
     return weights(model)
 
 
@@ -440,7 +458,7 @@ def test_training_is_a_function_of_the_seed_and_of_the_branch_alone(clip, groups
 
 def test_batches_hold_what_their_captions_say(clip, groups, store):
     source, reverse = room.backwards_order()
-    batch = next(room.SceneBatches(clip, groups, store, 36, seed=3)(0, 5))
+    batch = next(room.SceneBatches(clip, groups, store, batch=36, seed=3)(0, 5))
     assert len(set(batch.names)) == 36
     scenes = {world.caption(s): s for g in groups for s in g}
     for i, (name, states) in enumerate(zip(batch.names, batch.states)):
@@ -455,15 +473,46 @@ def test_batches_hold_what_their_captions_say(clip, groups, store):
 
 
 def test_every_object_comes_once_before_any_comes_again(clip, groups, store):
-    rows = room.SceneBatches(clip, groups, store, 18).objects()
+    rows = room.SceneBatches(clip, groups, store, batch=18).objects()
     drawn = [some[0] for some, _ in islice(rows, 6)]
     assert sorted(drawn[:3]) == sorted(drawn[3:]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("groups", range(1, 8))
+def test_every_group_comes_once_before_any_comes_again(clip, groups, monkeypatch):
+    monkeypatch.setattr(room, "caption_table", lambda clip, groups: torch.zeros(len(groups), 18, 3))
+    scenes = room.training_scenes(np.random.default_rng(0), objects=1) * groups
+    for n in range(1, groups + 1):
+        rows = room.SceneBatches(clip, scenes, {}, batch=18 * n, seed=1).objects()
+        drawn = [some for some, _ in islice(rows, 4 * groups)]
+        assert all(len(set(some)) == n for some in drawn), "a group is twice in a batch"
+        order = list(chain.from_iterable(drawn))
+        for start in range(0, len(order), groups):
+            assert sorted(order[start : start + groups]) == list(range(groups)), (groups, n)
+
+
+def test_batches_of_whole_rounds_are_drawn_as_ever(clip, monkeypatch):
+    """Where batches divide the groups, as in every recipe: shuffled, and cut into batches."""
+    monkeypatch.setattr(room, "caption_table", lambda clip, groups: torch.zeros(len(groups), 18, 3))
+    scenes, rng = (
+        room.training_scenes(np.random.default_rng(0), objects=6),
+        np.random.default_rng(3),
+    )
+    drawn = room.SceneBatches(clip, scenes, {}, batch=36, seed=3).objects()
+    for _ in range(3):
+        order = rng.permutation(6)
+        for start in (0, 2, 4):
+            assert next(drawn) == (order[start : start + 2].tolist(), int(rng.integers(3)))
+    for name in ("quick", "full"):
+        recipe = PRESETS[name]
+        groups = room.training_scenes(np.random.default_rng(0), recipe.objects, recipe.takes)
+        assert len(groups) % room.check_groups(recipe.batch, len(groups)) == 0
 
 
 @pytest.mark.parametrize("batch", [17, 0, 72])
 def test_a_batch_of_scenes_is_whole_groups(clip, groups, store, batch):
     with pytest.raises(ValueError, match=r"18 clips for each of 1 to 3 objects"):
-        room.SceneBatches(clip, groups, store, batch)
+        room.SceneBatches(clip, groups, store, batch=batch)
 
 
 # Data sets
@@ -516,7 +565,7 @@ def test_a_data_set_goes_on_where_it_was(clip, examples, stored):
         states = {}
         room.clip_states(clip, dataset, keys, states, 3)
         captions = [e.captions for e in examples[:12]]
-        return room.StoredBatches(clip, captions, keys, states, replace(DATA, batch=4))
+        return room.StoredBatches(clip, captions, keys, states, config=replace(DATA, batch=4))
 
     whole = list(islice(source()(0, 3), 5))
     for start in (1, 4):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import open_clip
+import pytest
 import torch
 
 from bt_adapter import small_clip
@@ -68,3 +69,17 @@ def test_static_captions_name_no_motion():
     motions = {m.phrase.split()[0] for m in small_clip.MOTIONS.values()}
     for scene in gallery("test", 50):
         assert not motions & set(static_caption(scene).split())
+
+
+@pytest.mark.parametrize("harm", ["loss", "gradients"])
+def test_a_loss_that_is_no_number_ends_the_training_and_writes_no_weights(
+    harm, tmp_path, monkeypatch
+):
+    def clip_loss(model, *_):
+        scale = model.logit_scale
+        return scale * float("nan") if harm == "loss" else (scale - scale.detach()).sqrt()
+
+    monkeypatch.setattr(small_clip, "clip_loss", clip_loss)
+    with pytest.raises(ValueError, match="no numbers at step 0"):
+        small_clip.train_clip(tmp_path, steps=1)
+    assert not list(tmp_path.glob("*.safetensors"))

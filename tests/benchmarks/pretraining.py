@@ -4,18 +4,22 @@
     python tests/benchmarks/pretraining.py mask [--clips 4]         a step, 70% hidden and nothing
     python tests/benchmarks/pretraining.py flops                    a step, beside the released code
     python tests/benchmarks/pretraining.py kill [--trials 10]       runs killed and resumed
+    python tests/benchmarks/pretraining.py muon [--seeds 0 1 2] [--steps 300]  torch's Muon and ours
 
 Each takes --csv FILE to append its rows to. Times are CPU time on one thread, cases take turns in
 a round, the least of the rounds counts. `mask` is a whole step of AdamW in bf16 beside the last
 layers of a B/16; its memory is what the process grows by at its peak during the step. `kill`
 compares the weights of runs of `bta-pretrain --data` on the shipped clips, killed once at a random
-moment, with those of a run that was left alone.
+moment, with those of a run that was left alone. `muon` trains two adapters on the same batches,
+step by step in turns: one with torch's Muon, whose products are in bf16, one with ours in the type
+that the machine is fast in; it gives the time of a step and what each adapter is worth in the end.
 """
 
 import argparse
 import datetime
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +27,7 @@ import time
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,6 +37,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bt_adapter import backbone, pretrain, trainer
 from bt_adapter.branch import BTAdapter
 from bt_adapter.masking import kept_patches
+from bt_adapter.muon import Muon
+from bt_adapter.precision import fast_copy
 from bt_adapter.retrieval import append_csv, check_csv
 from bt_adapter.store import FeatureStore, frozen_states, store_settings
 
@@ -64,10 +71,10 @@ def measure_store(args):
     count = 3 * config.batch // 18
     groups, last = pretrain.training_scenes(np.random.default_rng(0), count), config.branch.states
     folder = tempfile.TemporaryDirectory()
-    fast = pretrain.fast_copy(clip)
+    fast = fast_copy(clip)
     store = FeatureStore(Path(folder.name), store_settings(fast, last))
     pretrain.scene_states(clip, list(chain.from_iterable(groups)), last, store)
-    scenes = pretrain.SceneBatches(clip, groups, store, config.batch)
+    scenes = pretrain.SceneBatches(clip, groups, store, batch=config.batch)
     spent = {}
     for turn in range(args.rounds + 1):  # the first warms up
         for case in ("without", "with"):
@@ -221,26 +228,74 @@ def measure_kill(args):
         )
 
 
+def in_turns(seed, config):
+    """Two adapters trained on the same batches: by torch's Muon and by ours; rows, ms a step."""
+    clip = backbone.load_clip("moving-shapes")
+    groups = pretrain.training_scenes(np.random.default_rng(seed), config.objects, config.takes)
+    states, last, trainers = {}, config.branch.states, {}
+    pretrain.scene_states(clip, list(chain.from_iterable(groups)), last, states, config.frames)
+    for name, optimizer in (("torch's", torch.optim.Muon), ("ours", Muon)):
+        torch.manual_seed(seed)
+        with mock.patch.object(trainer, "Muon", optimizer):
+            trainers[name] = trainer.Trainer(BTAdapter(clip, config.branch), config)
+    spent = {name: [] for name in trainers}
+    batches = pretrain.SceneBatches(clip, groups, states, batch=config.batch, seed=seed)
+    for step, batch in enumerate(islice(batches(0, last), config.steps)):
+        for name, one in sorted(trainers.items(), reverse=step % 2):
+            start = time.process_time()
+            one.update(batch)
+            spent[name].append(1000 * (time.process_time() - start))
+    scores = {name: pretrain.validate(one.model)[1] for name, one in trainers.items()}
+    return scores, spent
+
+
+def measure_muon(args):
+    "Motion and direction on the validation clips after a run, and what a step costs."
+    config = pretrain.PRESETS[args.preset]
+    config = replace(config, steps=args.steps or config.steps)
+    ratios, steps = [], f"{config.steps} steps"
+    for seed in args.seeds:
+        scores, spent = in_turns(seed, replace(config, seed=seed))
+        for measure in ("motion", "direction"):
+            theirs, ours = (scores[name][measure] for name in ("torch's", "ours"))
+            case = f"{args.preset}, {steps}, seed {seed}"
+            ratio = f"{ours / theirs:.3f}"
+            yield row(case, f"{measure}, percent", f"{ours:.1f}", f"torch's {theirs:.1f}", ratio)
+        ratios += [b / a for a, b in zip(spent["torch's"], spent["ours"], strict=True)]
+        theirs, ours = (statistics.median(spent[name]) for name in ("torch's", "ours"))
+        yield row(case, "ms a step", f"{ours:.0f}", f"torch's {theirs:.0f}", f"{ours / theirs:.3f}")
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    yield row(
+        f"{args.preset}, {steps}, {len(args.seeds)} seeds",
+        "quartiles of the steps' ratios",
+        f"{low:.2f} / {middle:.2f} / {high:.2f}",
+        "torch's",
+        f"{middle:.3f}",
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("store", "mask", "flops", "kill"))
+    parser.add_argument("what", choices=("store", "mask", "flops", "kill", "muon"))
     parser.add_argument("--preset", default="quick", choices=("quick", "full"))
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="of a run; default: the preset's")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     args = parser.parse_args()
     if args.csv:
         check_csv(args.csv, COLUMNS)
     torch.set_num_threads(1)
-    rows = list(globals()[f"measure_{args.what}"](args))
-    for one in rows:
+    for one in globals()[f"measure_{args.what}"](args):
         print(
             f"{one['case']:34} {one['value']:>8} {one['measure']:18} "
-            f"{one['ratio']} of {one['against']}"
+            f"{one['ratio']} of {one['against']}",
+            flush=True,
         )
-    if args.csv:
-        append_csv(args.csv, rows)
+        if args.csv:
+            append_csv(args.csv, [one])
 
 
 if __name__ == "__main__":
