@@ -754,10 +754,10 @@ def shards(
 def small_clip(out: Folder = Path("runs/clip"), seed: Seed = 0, steps: Steps = 500):
     "Train the small CLIP on pictures of Moving Shapes."
     make_folder(out)
-    started = time.time()
+    started = time.monotonic()
     with step_progress(steps, "training CLIP") as on_step:
         train_clip(out, steps, seed, lambda step, loss: on_step(loss))
-    seconds, clip = round(time.time() - started), load_clip(str(out))
+    seconds, clip = round(time.monotonic() - started), load_clip(str(out))
     cosines = opposite_cosines(clip, world.gallery("validation"))
     figures = {
         "R@1 of a frame, percent": 100 * static_recall(clip),
