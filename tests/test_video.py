@@ -477,6 +477,43 @@ def test_many_clips_with_decord(tmp_path, workers):
     assert isinstance(refused, ClipError) and "with decord: " in str(refused)
 
 
+# ---------- several threads for one long clip
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Every clip counts as long, and torch has two threads."""
+    monkeypatch.setattr(video, "LONG", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_more_threads_give_the_same_frames(tmp_path, name, request):
+    path = encode(tmp_path / name, moving(80), **KINDS[name])
+    one = [read_clip(path, frames) for frames in (1, 8, 80)]
+    request.getfixturevalue("two_threads")
+    for clip in one:
+        assert torch.equal(read_clip(path, len(clip)), clip)
+        both(path, len(clip))
+
+
+def _threads_of(path):
+    """Threads that decode this clip, here; for a loader, in its worker."""
+    with video._opened(path) as (_, stream):
+        return torch.tensor(stream.codec_context.thread_count)
+
+
+def test_only_long_clips_outside_of_workers_take_more_threads(tmp_path, two_threads, monkeypatch):
+    path = encode(tmp_path / "a.mp4", moving(20))
+    work = torch.utils.data.DataLoader([path], None, num_workers=1, collate_fn=_threads_of)
+    assert _threads_of(path) == 2 and list(work) == [1]
+    monkeypatch.setattr(video, "LONG", 20 * 96 * 160)
+    assert _threads_of(path) == 1
+
+
 # ---------- torch first, then decord
 
 
