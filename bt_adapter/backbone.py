@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOWER', 'TRUNK', 'tower_parts', 'pooling_of', 'check_pooling', 'record_outputs', 'fingerprint', 'all_finite',
-           'check_frames', 'check_clip', 'check_texts', 'preprocessing', 'fit_to_size', 'normalize', 'FrozenCLIP',
-           'samples_folder', 'load_tokenizer', 'load_clip']
+           'check_frames', 'check_clip', 'check_texts', 'preprocessing', 'fit_to_size', 'normalize', 'FrozenTower',
+           'FrozenCLIP', 'samples_folder', 'load_tokenizer', 'load_clip']
 
 # %% ../nbs/10_backbone.ipynb #efd3acae
 import difflib
@@ -152,12 +152,9 @@ def normalize(
     mean, std = (torch.tensor(list(x), device=frames.device).view(3, 1, 1) for x in (mean, std))
     return frames.sub_(mean).div_(std)
 
-# %% ../nbs/10_backbone.ipynb #ade0732f
-class FrozenCLIP(nn.Module):
-    """A frozen CLIP that also gives the states of its layers; `clip(frames)` is `encode_video`.
-
-    Source: section 3.1, Eq. 1 and the LN and W_v-proj of Eq. 5; the towers are open_clip's.
-    """
+# %% ../nbs/10_backbone.ipynb #b1a5e0f6
+class FrozenTower(nn.Module):
+    "A CLIP in evaluation mode and without gradients for good, and what a branch borrows from it."
 
     def __init__(
         self,
@@ -235,6 +232,13 @@ class FrozenCLIP(nn.Module):
         visual = self.model.visual
         patch = (visual.trunk.patch_embed if hasattr(visual, "trunk") else visual).patch_size
         return self.image_size[0] // patch[0], self.image_size[1] // patch[1]
+
+# %% ../nbs/10_backbone.ipynb #ade0732f
+class FrozenCLIP(FrozenTower):
+    """A frozen CLIP that also gives the states of its layers; `clip(frames)` is `encode_video`.
+
+    Source: section 3.1, Eq. 1 and the LN and W_v-proj of Eq. 5; the towers are open_clip's.
+    """
 
     def forward(self, frames: Float[Tensor, "b t 3 h w"]) -> Float[Tensor, "b c"]:
         return self.encode_video(frames)
