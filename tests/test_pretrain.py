@@ -672,9 +672,9 @@ def test_a_clip_for_validation_is_not_trained_on(examples, tmp_path, packed):
 def bta_pretrain(*arguments, cwd):
     code = (
         "import sys; from dataclasses import replace; from bt_adapter import pretrain as room; "
-        "from bt_adapter.console import run; "
+        "from bt_adapter.cli.pretrain import main; "
         "room.PRESETS['quick'] = replace(room.QUICK, objects=2); "
-        "sys.argv[0] = 'bta-pretrain'; run(room.app)"
+        "sys.argv[0] = 'bta-pretrain'; main()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
