@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -81,11 +80,9 @@ def test_the_whole_command(tmp_path, tmp_path_factory):
     code = "import sys; from bt_adapter.cli.demo import main; sys.argv[0] = 'bta-demo'; main()"
     env = os.environ | dict(PIP_NO_INDEX="1", XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache")))
     env |= dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     call = dict(capture_output=True, cwd=tmp_path, env=env)
     done = subprocess.run([sys.executable, "-c", code], **call)
-    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    assert done.returncode == 0 and seconds < 60
+    assert done.returncode == 0
     *_, note = done.stderr.decode().splitlines()
     assert note.startswith("note: no conversation: ") and b"Traceback" not in done.stderr
     assert b"\x1b" not in done.stdout
