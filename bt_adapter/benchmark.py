@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,7 +169,7 @@ def token_f1(prediction: str, answer: str) -> float:
 
 # %% ../nbs/54_conversation_benchmark.ipynb #0e9a8033
 def today() -> str:
-    return datetime.now(timezone.utc).date().isoformat()
+    return datetime.now(UTC).date().isoformat()
 
 # %% ../nbs/54_conversation_benchmark.ipynb #6267d97c
 @dataclass(frozen=True)

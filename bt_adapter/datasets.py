@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from fastcore.basics import patch
 
+from . import pixels
 from .backbone import FrozenCLIP
 from .progress import progress
 from .video import SUFFIXES, ClipError, read_clip
@@ -349,19 +350,13 @@ def crop_frames(
     generator: torch.Generator | None = None,  # for a random part; without one, the middle
 ) -> torch.Tensor:  # uint8 (t, 3, height, width)
     "Resize and crop all frames of a clip in the same way."
-    from torchvision.transforms.v2 import functional as transforms
-
     if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != torch.uint8 or not clip.numel():
         raise ValueError(f"A clip is uint8 (t, h, w, 3), not {clip.dtype} {tuple(clip.shape)}.")
+    if generator is None:
+        return pixels.fit(clip, size, margin)
     frames = rearrange(clip, "t h w c -> t c h w")
-    bicubic = transforms.InterpolationMode.BICUBIC
-    if generator is not None:
-        part = _random_part(frames, generator)
-        return transforms.resized_crop(frames, *part, list(size), bicubic)
-    scale = max(want / have for want, have in zip(size, clip.shape[1:3], strict=True)) * margin
-    whole = [max(w, round(n * scale)) for n, w in zip(clip.shape[1:3], size, strict=True)]
-    frames = transforms.resize(frames, whole, bicubic)
-    return transforms.center_crop(frames, list(size))
+    top, left, height, width = _random_part(frames, generator)
+    return pixels.resize(frames[..., top : top + height, left : left + width], size)
 
 # %% ../nbs/22_datasets.ipynb #40ddf2fc
 def normalise(
@@ -369,11 +364,8 @@ def normalise(
     clip: FrozenCLIP,
 ) -> torch.Tensor:  # the same shape, in CLIP's precision and on its device
     "Pixels as CLIP wants them: its mean and deviation."
-    from torchvision.transforms.v2 import functional as transforms
-
-    floats = frames.to(clip.position.device).float().div_(255)
-    mean, std = list(clip.preprocess["mean"]), list(clip.preprocess["std"])
-    return transforms.normalize(floats, mean, std, inplace=True).to(clip.dtype)
+    frames, settings = frames.to(clip.position.device), clip.preprocess
+    return pixels.normalize(frames, settings["mean"], settings["std"]).to(clip.dtype)
 
 # %% ../nbs/22_datasets.ipynb #24d05d27
 def tokenise(
@@ -591,7 +583,8 @@ class ClipLoader:
     def __init__(self, dataset, batch, collate, workers, rank, world, share):
         self.dataset, self.batch, self.rank, self.world = dataset, batch, rank, world
         self.epoch, self.position, self.report = 0, 0, Report(share)
-        import_module("torchvision.transforms.v2")  # seconds, and here not in each worker
+        if dataset.training:  # which takes seconds, and here not in each worker
+            import_module("torchvision.transforms")
         self.loader = torch.utils.data.DataLoader(
             dataset,
             batch_sampler=_Slices(self),

@@ -72,14 +72,14 @@ def talk_if_possible(
         note(f"no conversation: {sentence(error)}")
     return {}
 
-# %% ../../nbs/workshop/cli/demo.ipynb #6aa2db8c
+# %% ../../nbs/workshop/cli/demo.ipynb #f4eb3015
 app = command(
     "What frozen CLIP and BT-Adapter see in clips: in those of the package, or in your own. "
     "Writes a picture of the attention over time in the first clip."
 )
 STARTS = "looking at the clips with frozen CLIP and with BT-Adapter"
 
-
+# %% ../../nbs/workshop/cli/demo.ipynb #51a83564
 @app.command()
 def demo(
     clips: options.ClipPaths = None,
@@ -121,7 +121,7 @@ def demo(
         return show(results | talk | {"picture": table}, True)
     print(f"\nattention over time in {paths[0].name}: {picture}")
 
-
+# %% ../../nbs/workshop/cli/demo.ipynb #cb16f822
 def main():
     "Entry point of `bta-demo`."
     run(app)

@@ -26,7 +26,7 @@ def check_files(asked: Evaluation):
     if asked.data:
         options.check_format(asked.data, asked.format)
 
-# %% ../../nbs/workshop/cli/evaluate.ipynb #8a30ceef
+# %% ../../nbs/workshop/cli/evaluate.ipynb #62927780
 @app.command()
 def evaluate(
     adapters: options.AdapterPaths = None,
@@ -64,7 +64,7 @@ def evaluate(
     how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, device=device)
     tell(Evaluation(**models, **where, **how, csv=table, queries=queries, keep=keep), as_json)
 
-
+# %% ../../nbs/workshop/cli/evaluate.ipynb #b371cec0
 def tell(asked: Evaluation, as_json: bool):
     "Do what is asked for, and show it."
     check_files(asked)

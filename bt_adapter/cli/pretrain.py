@@ -19,16 +19,16 @@ import typer
 
 app = command("Train an adapter on Moving Shapes (the default) or on your own clips.")
 
-# %% ../../nbs/workshop/cli/pretrain.ipynb #5b36d2f3
+# %% ../../nbs/workshop/cli/pretrain.ipynb #9b102817
 def tell(text: str):
     "A line on the standard output, by the first process."
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
 
 
-def check_recipe(preset: str | None, **counts: int | None):
+def check_recipe(preset: str, **counts: int | None):
     "Raises ValueError for an unknown preset, and for counts below one."
-    if preset is not None and preset not in options.RECIPES:
+    if preset not in options.RECIPES:
         raise ValueError(f"no preset is called {preset!r}: use {' or '.join(options.RECIPES)}")
     options.at_least(1, **counts)
 
@@ -39,7 +39,7 @@ def refuse_of_data(**given):
     if named:
         raise ValueError(f"--{named[0]} is of use with --data only")
 
-# %% ../../nbs/workshop/cli/pretrain.ipynb #5fee39b3
+# %% ../../nbs/workshop/cli/pretrain.ipynb #7139fe48
 @app.callback(invoke_without_command=True)
 def adapter(
     context: typer.Context,
@@ -70,19 +70,18 @@ def adapter(
     "Pretrain an adapter."
     if context.invoked_subcommand:
         return
+    preset = preset or ("released" if data else "quick")
     check_recipe(preset, steps=steps, batch=batch, chunk=chunk)
-    options.check_out(out)
     changes = dict(steps=steps, batch=batch, chunk=chunk, precision=precision, ema=ema, seed=seed)
     kept = dict(store=store, resume=resume, save_every=save_every)
     if data:
         where, held = (data, layout, clips, split), (validation, layout, clips, validation_split)
         kept |= dict(views=views, workers=workers, epochs=epochs, broken=broken)
-        train_on_clips(out, clip, pretrained, where, held, preset or "released", changes, **kept)
-    else:
-        refuse_of_data(validation=validation, clips=clips, split=split, epochs=epochs)
-        train_on_shapes(out, clip, pretrained, preset or "quick", changes, **kept)
+        return train_on_clips(out, clip, pretrained, where, held, preset, changes, **kept)
+    refuse_of_data(validation=validation, clips=clips, split=split, epochs=epochs)
+    train_on_shapes(out, clip, pretrained, preset, changes, **kept)
 
-# %% ../../nbs/workshop/cli/pretrain.ipynb #b8d7b5be
+# %% ../../nbs/workshop/cli/pretrain.ipynb #d09da64f
 def train_on_shapes(
     out: Path,
     name: str,  # of the CLIP
@@ -92,6 +91,7 @@ def train_on_shapes(
     **settings,  # of `pretrain_moving_shapes`
 ):
     "An adapter from Moving Shapes, and its table."
+    options.check_out(out)
     with loading("pretraining an adapter on Moving Shapes"):
         from bt_adapter import pretrain as library
         from bt_adapter.backbone import load_clip
@@ -156,7 +156,7 @@ def clip_for_device(name: str, pretrained: str | None):
     short = {str(dtype): short for short, dtype in PRECISIONS.items()}
     return load_clip(name, pretrained, precision=short[half])
 
-# %% ../../nbs/workshop/cli/pretrain.ipynb #e60c1cad
+# %% ../../nbs/workshop/cli/pretrain.ipynb #9689570c
 def train_on_clips(
     out: Path,
     name: str,  # of the CLIP
@@ -168,6 +168,7 @@ def train_on_clips(
     **settings,  # of `pretrain_clips`
 ):
     "An adapter from your own clips, and the table of clips that it has not seen."
+    options.check_out(out)
     for path, layout in (where[:2], held[:2]):
         if path:
             options.check_format(path, layout)
