@@ -13,7 +13,7 @@ from . import options
 from .console import command, loading, run, show
 from ..evaluation import Evaluation
 
-# %% ../../nbs/workshop/cli/evaluate.ipynb #d69e6155
+# %% ../../nbs/workshop/cli/evaluate.ipynb #b4d2d775
 app = command("Zero-shot retrieval and recognition: adapters and released weights beside CLIP.")
 
 
@@ -22,7 +22,7 @@ def check_files(asked: Evaluation):
     for name in asked.adapters:
         options.check_adapter(name)
     for path in asked.released:
-        options.check_clip(path)
+        options.check_file(path)
     if asked.data:
         options.check_format(asked.data, asked.format)
 

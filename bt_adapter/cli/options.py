@@ -12,7 +12,7 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Queries', 'Faiss', 'Keep', 'Skip', 'Batch', 'Quick', 'Seeds', 'Tables', 'Study', 'ShapesClip', 'Captions',
            'Samples', 'Ask', 'ChatModel', 'Video', 'Template', 'Temperature', 'MaxTokens', 'Predictions', 'Answers',
            'Judge', 'Aspect', 'Url', 'Replies', 'Asking', 'Timeout', 'ChatFolder', 'GalleryClips', 'at_least',
-           'check_clip', 'check_adapter', 'check_format', 'check_out', 'option', 'choice']
+           'check_clip', 'check_file', 'check_adapter', 'check_format', 'check_out', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #979873cc
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ ASPECTS = ("correctness", "detail", "context", "temporal", "consistency", "qa")
 STUDIES = ("Table 1", "Table 10", "Table 6", "Table 7", "Table 11", "Figure 3", "Figure 4")
 STUDIES += ("frame order", "frames")
 
-# %% ../../nbs/workshop/cli/options.ipynb #875fd680
+# %% ../../nbs/workshop/cli/options.ipynb #9217c0e5
 def at_least(least: int, **values: int | None):
     "Raises ValueError if a value is given and smaller."
     for name, value in values.items():
@@ -45,6 +45,12 @@ def check_clip(path: Path):
     "Raises ValueError unless there is such a file or folder."
     if not path.exists():
         raise ValueError(f"Cannot read {path}: there is no such file.")
+
+
+def check_file(path: Path):
+    "Raises ValueError unless there is such a file."
+    if not path.exists():
+        raise ValueError(f"There is no file {path}.")
 
 
 def check_adapter(name: str):
