@@ -732,7 +732,7 @@ def test_command_judges_held_out_clips(examples, tmp_path):
         (["--validation", "v.csv"], "--validation is of use with --data only"),
         (["--preset", "paper"], "18 clips for each of 1 to 240 objects, not 640 clips"),
         (["--save-every", "0"], "--save-every"),
-        (["--data", "c.csv", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),
+        (["--data", "taken", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(arguments, message, tmp_path):
