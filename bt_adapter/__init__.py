@@ -38,6 +38,7 @@ cli                 the commands, a module each
 """
 
 import sys
+import warnings
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -113,3 +114,22 @@ def __getattr__(name):
 
 def __dir__():
     return sorted({*globals(), *__all__})
+
+
+_warned = False
+
+
+def _check_import_order():
+    "Warn, once, of the crash that comes when decord was imported before torch."
+    global _warned
+    loaded = [name for name in sys.modules if name in ("decord", "torch")]  # as first imported
+    if loaded[:1] == ["decord"] and not _warned:
+        _warned = True
+        warnings.warn(
+            "decord was imported before torch: with the BLAS library that it loads, torch's next "
+            "matrix product may end the process in a segmentation fault. Import torch first.",
+            RuntimeWarning,
+        )
+
+
+_check_import_order()

@@ -450,7 +450,8 @@ def _clip_source(run, clip, examples, config, store, views, workers, broken):
     from bt_adapter.datasets import ClipDataset, loader
 
     random = not store or views > 1
-    dataset = ClipDataset(examples, clip.image_size, config.frames, random, seed=config.seed)
+    draws = dict(training=random, seed=config.seed)
+    dataset = ClipDataset(examples, clip.image_size, config.frames, **draws)
     if not store:
         own = run.ranks.share(config.batch)
         words = clip.tokenizer, config.tokens
