@@ -105,7 +105,8 @@ class PlainCLIP(nn.Module):
         self.visual = ImageTower(**vision, heads=heads, joint=embed_dim)
         width = text_cfg["width"]
         self.transformer = Transformer(width, text_cfg["layers"], text_cfg["heads"])
-        self.token_embedding = nn.Embedding(text_cfg["vocab_size"], width)
+        rows = torch.empty(text_cfg["vocab_size"], width)
+        self.token_embedding = nn.Embedding.from_pretrained(rows, freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(text_cfg["context_length"], width))
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
@@ -237,7 +238,8 @@ def read_plain_clip(
     wanted = {name: weight.shape for name, weight in model.state_dict().items()}
     if wanted != {name: weight.shape for name, weight in weights.items()}:
         return None
-    model.to_empty(device="cpu").load_state_dict(weights)
+    weights = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
+    model.load_state_dict(weights, assign=True)
     pixels = config["preprocess_cfg"]
     model.visual.preprocess_cfg = dict(
         size=model.visual.image_size, mean=pixels["mean"], std=pixels["std"]

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, count, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 from tiny_runs import Source, tiny_adapter
 from torch.nn.functional import cosine_similarity
 
-from bt_adapter import datasets, retrieval
+from bt_adapter import datasets, retrieval, runs
 from bt_adapter import moving_shapes as world
 from bt_adapter import pretrain as room
 from bt_adapter import trainer as engine
@@ -424,6 +425,16 @@ def test_a_log_cut_off_anywhere_goes_on(text, tmp_path):
     assert read_log(tmp_path / "log.csv")["step"] == ([0, 1] if "0,1,9" in text else [1])
 
 
+def test_a_clock_that_is_set_back_does_not_change_the_rate(tmp_path, monkeypatch):
+    backwards, forwards = count(1e9, -3600), count(0, 2)
+    clocks = SimpleNamespace(time=lambda: next(backwards), monotonic=lambda: next(forwards))
+    monkeypatch.setattr(runs, "time", clocks)
+    with RunLog(tmp_path, "backwards", steps=3) as log:
+        for step in range(3):
+            log.add(step, 8, 2.0, {})
+    assert read_log(tmp_path / "log.csv")["clips/s"] == [4, 4, 4]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     model = tiny_adapter()
     same = engine.identity(model, TINY, "noise")
@@ -721,9 +732,9 @@ def test_a_clip_for_validation_is_not_trained_on(examples, tmp_path, packed):
 def bta_pretrain(*arguments, cwd):
     code = (
         "import sys; from dataclasses import replace; from bt_adapter import pretrain as room; "
-        "from bt_adapter.console import run; "
+        "from bt_adapter.cli.pretrain import main; "
         "room.PRESETS['quick'] = replace(room.QUICK, objects=2); "
-        "sys.argv[0] = 'bta-pretrain'; run(room.app)"
+        "sys.argv[0] = 'bta-pretrain'; main()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
@@ -781,7 +792,7 @@ def test_command_judges_held_out_clips(examples, tmp_path):
         (["--validation", "v.csv"], "--validation is of use with --data only"),
         (["--preset", "paper"], "18 clips for each of 1 to 240 objects, not 640 clips"),
         (["--save-every", "0"], "--save-every"),
-        (["--data", "c.csv", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),
+        (["--data", "taken", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(arguments, message, tmp_path):
