@@ -31,7 +31,10 @@ chat                an image chat model with the branch plugged in
 instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges
 figures             clips, matrices, curves and bars as pictures
-console, demo       what the commands share, and `bta-demo`
+demo                what `bta-demo` shows
+evaluation          what an evaluation is asked for
+progress            a bar while something long runs in a terminal
+cli                 the commands, a module each
 """
 
 import sys

@@ -34,7 +34,7 @@ from einops import rearrange
 
 from . import pixels
 from .backbone import FrozenCLIP
-from .console import progress
+from .progress import progress
 from .video import SUFFIXES, ClipError, check_reader, read_clip
 
 # %% ../nbs/22_datasets.ipynb #e7431b97

@@ -87,7 +87,8 @@ LATE |= {
 PICTURES = {"matplotlib", "PIL"}
 DRAWS = {"figures", "maps", "explorer", "gallery", "demo", "ablations", "benchmark", "instruct"}
 DRAWS |= {"runs", "store", "trainer", "pretrain", "retrieval", "recognition"}
-WITHOUT_TORCH = {"console"}
+WITHOUT_TORCH = {"benchmark", "evaluation", "progress"}
+WITHOUT_TORCH |= {module for module in MODULES if module.startswith("cli.")}
 WHAT_LOADS = """
 import importlib, json, os, sys
 
