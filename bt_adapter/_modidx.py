@@ -1273,6 +1273,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bt_adapter.video._read_with_decord': ('video.html#_read_with_decord', 'bt_adapter/video.py'),
                                   'bt_adapter.video._starts_anew': ('video.html#_starts_anew', 'bt_adapter/video.py'),
                                   'bt_adapter.video._survey': ('video.html#_survey', 'bt_adapter/video.py'),
+                                  'bt_adapter.video._threads': ('video.html#_threads', 'bt_adapter/video.py'),
                                   'bt_adapter.video._walk': ('video.html#_walk', 'bt_adapter/video.py'),
                                   'bt_adapter.video._why_not_decord': ('video.html#_why_not_decord', 'bt_adapter/video.py'),
                                   'bt_adapter.video.check_reader': ('video.html#check_reader', 'bt_adapter/video.py'),
