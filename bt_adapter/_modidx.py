@@ -1002,6 +1002,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'bt_adapter.released.rules_of': ('released_weights.html#rules_of', 'bt_adapter/released.py'),
                                      'bt_adapter.released.save_released': ('released_weights.html#save_released', 'bt_adapter/released.py'),
                                      'bt_adapter.released.split': ('released_weights.html#split', 'bt_adapter/released.py'),
+                                     'bt_adapter.released.text_head_count': ( 'released_weights.html#text_head_count',
+                                                                              'bt_adapter/released.py'),
                                      'bt_adapter.released.text_rules': ('released_weights.html#text_rules', 'bt_adapter/released.py'),
                                      'bt_adapter.released.text_tower': ('released_weights.html#text_tower', 'bt_adapter/released.py'),
                                      'bt_adapter.released.to_released': ('released_weights.html#to_released', 'bt_adapter/released.py'),
