@@ -892,7 +892,12 @@ SMOLLM2 = dict(
 # %% ../nbs/50_chat.ipynb #6904fa37
 def cache_folder() -> Path:
     "Where downloaded models are kept: bt_adapter in the user's cache folder."
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bt_adapter"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bt_adapter"
+    except RuntimeError:  # a container whose user has no home folder
+        raise ValueError(
+            "There is no home folder to keep models in: name a folder in XDG_CACHE_HOME."
+        ) from None
 
 # %% ../nbs/50_chat.ipynb #626a709a
 def fetch_gguf(work: Path) -> Path:

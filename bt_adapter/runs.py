@@ -117,7 +117,11 @@ class RunLog:
         rows = [row for row in zip(*old.values()) if row[0] < start]
         lines = [",".join(old), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
         write_safely(self.path, "".join(f"{line}\n" for line in lines if rows).encode())
-        self.file, self.board, self.last = self.path.open("a"), _board(folder, start), time.time()
+        self.file, self.board, self.last = (
+            self.path.open("a"),
+            _board(folder, start),
+            time.monotonic(),
+        )
         tenth = dict(miniters=max(1, steps // 10), mininterval=0, maxinterval=math.inf)
         often = {} if sys.stderr.isatty() else tenth
         self.bar = tqdm(total=steps, initial=start, desc=what, dynamic_ncols=True, **often)
@@ -133,7 +137,7 @@ class RunLog:
 @patch
 def add(self: RunLog, step: int, clips: int, loss: float, figures: dict[str, float]):
     "A row: the step, the loss, other figures, clips per second."
-    now = time.time()
+    now = time.monotonic()
     rate, self.last = clips / max(now - self.last, 1e-9), now
     row = dict(step=step, loss=loss) | figures | {"clips/s": rate}
     if not self.file.tell():

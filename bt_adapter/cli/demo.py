@@ -79,7 +79,7 @@ app = command(
 )
 STARTS = "looking at the clips with frozen CLIP and with BT-Adapter"
 
-# %% ../../nbs/workshop/cli/demo.ipynb #51a83564
+# %% ../../nbs/workshop/cli/demo.ipynb #07e3eb9b
 @app.command()
 def demo(
     clips: options.ClipPaths = None,
@@ -88,6 +88,7 @@ def demo(
     picture: options.Picture = Path("bta-demo.png"),
     as_json: options.Json = False,
     samples: options.Samples = None,
+    reader: options.Reader = "pyav",
 ):
     "Encode clips with frozen CLIP and with BT-Adapter, and compare."
     if samples:
@@ -100,6 +101,7 @@ def demo(
     for path in clips or []:
         options.check_clip(path)
     options.check_adapter(model)
+    options.check_reader(reader)
     own = bool(clips or captions)
     with loading(None if as_json else STARTS):
         from bt_adapter import demo as library
@@ -107,15 +109,16 @@ def demo(
         from bt_adapter.video import list_clips, read_clip
     paths = list_clips(clips or library.sample_paths())
     adapter = BTAdapter.from_pretrained(model).eval()
-    results = library.look(adapter, paths, words if own else None)
+    results = library.look(adapter, paths, words if own else None, reader)
     for text in library.notes(adapter, words) if own else []:
         note(text)
     if not as_json:
         show(library.for_reading(results))
     tell = (lambda piece: None) if as_json else partial(print, end="", flush=True)
     talk = {} if own else talk_if_possible(tell)
+    first = read_clip(paths[0], reader=reader)
     lines = library.headlines(results) + library.spoken(talk.get("conversation", []))
-    library.write_picture(picture, library.attention_picture(adapter, read_clip(paths[0]), lines))
+    library.write_picture(picture, library.attention_picture(adapter, first, lines))
     if as_json:
         table = [{"clip": str(paths[0]), "file": str(picture)}]
         return show(results | talk | {"picture": table}, True)
