@@ -219,7 +219,7 @@ def test_without_a_home_folder_a_model_is_asked_for_in_a_sentence(monkeypatch):
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(ValueError, match="no home folder .* XDG_CACHE_HOME"):
+    with pytest.raises(ValueError, match=r"no home folder .* XDG_CACHE_HOME"):
         cache_folder()
 
 
