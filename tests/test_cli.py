@@ -211,18 +211,6 @@ def test_our_own_warnings_are_notes(capsys):
     assert capsys.readouterr().err == "note: the weights are random\n"
 
 
-def test_without_a_home_folder_a_model_is_asked_for_in_a_sentence(monkeypatch):
-    from bt_adapter.chat import cache_folder
-
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(ValueError, match=r"no home folder .* XDG_CACHE_HOME"):
-        cache_folder()
-
-
 def test_only_commands_parse_arguments():
     package = ROOT / "bt_adapter"
     found = [path for path in package.rglob("*.py") if "typer" in path.read_text(encoding="utf-8")]
