@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['TOWER', 'TRUNK', 'MAPPED', 'ACTIVATIONS', 'tower_parts', 'pooling_of', 'check_pooling', 'record_outputs',
-           'fingerprint', 'all_finite', 'check_frames', 'check_clip', 'check_texts', 'preprocessing', 'fit_to_size',
-           'normalize', 'frames_at_once', 'FrozenTower', 'FrozenCLIP', 'samples_folder', 'load_tokenizer',
-           'without_open_clips_warnings', 'check_named', 'check_weights', 'load_clip', 'tell_choices']
+           'fingerprint', 'all_finite', 'check_frames', 'check_clip', 'check_texts', 'preprocessing', 'frames_at_once',
+           'FrozenTower', 'FrozenCLIP', 'samples_folder', 'without_open_clips_warnings', 'check_named', 'check_weights',
+           'load_clip', 'tell_choices']
 
 # %% ../nbs/10_backbone.ipynb #efd3acae
 import difflib
 import hashlib
-import json
 import logging
 import math
 import warnings
@@ -26,6 +25,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 import bt_adapter
+from . import pixels
+from .plain_clip import load_plain_clip, load_tokenizer
 from .precision import PRECISIONS
 
 # %% ../nbs/10_backbone.ipynb #46990ab2
@@ -131,30 +132,6 @@ def preprocessing(visual: nn.Module) -> dict:
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     own = getattr(visual, "preprocess_cfg", None) or dict(size=visual.image_size)
     return dict(mean=mean, std=std) | own
-
-
-def fit_to_size(
-    clip: UInt8[Tensor, "t h w 3"],
-    size: tuple[int, int],  # height, width
-) -> Float[Tensor, "t 3 height width"]:  # from 0 to 1
-    "The shorter side resized, the centre cropped."
-    from torchvision.transforms.v2 import functional as transforms
-
-    scale = max(want / have for want, have in zip(size, clip.shape[1:3], strict=True))
-    resized = [max(w, round(n * scale)) for n, w in zip(clip.shape[1:3], size, strict=True)]
-    frames = rearrange(clip, "t h w c -> t c h w")
-    frames = transforms.resize(frames, resized, transforms.InterpolationMode.BICUBIC)
-    return transforms.center_crop(frames, list(size)).float().div_(255)
-
-
-def normalize(
-    frames: Float[Tensor, "t 3 h w"],  # from 0 to 1; changed in place
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Float[Tensor, "t 3 h w"]:
-    "Pixels minus their mean, in units of their standard deviation, as CLIP was trained on them."
-    mean, std = (torch.tensor(list(x), device=frames.device).view(3, 1, 1) for x in (mean, std))
-    return frames.sub_(mean).div_(std)
 
 # %% ../nbs/10_backbone.ipynb #b1a5e0f9
 MAPPED = 2**25  # bytes from which on glibc maps a tensor anew, whatever was freed before
@@ -365,8 +342,9 @@ class FrozenCLIP(FrozenTower):
             open_clip's evaluation transform (`open_clip/transform.py`).
         """
         check_clip(clip)
-        pixels = fit_to_size(clip.to(self.position.device), self.image_size)
-        return normalize(pixels, self.preprocess["mean"], self.preprocess["std"]).to(self.dtype)
+        frames = pixels.fit(clip.to(self.position.device), self.image_size)
+        mean, std = self.preprocess["mean"], self.preprocess["std"]
+        return pixels.normalize(frames, mean, std).to(self.dtype)
 
 # %% ../nbs/10_backbone.ipynb #1a2825ad
 def samples_folder() -> Path:
@@ -376,24 +354,18 @@ def samples_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "data_samples"
 
 # %% ../nbs/10_backbone.ipynb #5fea7a2e
-def load_tokenizer(folder: Path):
-    "open_clip's tokenizer with the merges in a CLIP folder."
-    import open_clip
-
-    text = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
-    merges = folder / "merges.txt.gz"
-    return open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=text["context_length"])
-
-
 def _load_folder(folder):
-    import open_clip
-
     files = [folder / f for f in ("open_clip_config.json", "open_clip_model.safetensors")]
     missing = [f.name for f in files if not f.is_file()]
     if missing:
         raise ValueError(f"{folder} is no CLIP folder: {' and '.join(missing)} missing.")
     try:
-        return open_clip.create_model(f"local-dir:{folder}"), load_tokenizer(folder)
+        model = load_plain_clip(folder)
+        if model is None:
+            import open_clip
+
+            model = open_clip.create_model(f"local-dir:{folder}")
+        return model, load_tokenizer(folder)
     except Exception as error:  # open_clip, safetensors and json each have their own
         reason = str(error).splitlines()[0]
         raise ValueError(f"The CLIP in {folder} is damaged and cannot be read: {reason}") from error
