@@ -587,7 +587,7 @@ def input_of(
         clip.layer_outputs(frames, 1)
     finally:
         handle.remove()
-    return rearrange(entered[0], "(b t) n d -> b t n d", b=len(frames))
+    return rearrange(torch.cat(entered), "(b t) n d -> b t n d", b=len(frames))
 
 # %% ../nbs/19_released_weights.ipynb #a6570944
 @torch.no_grad()

@@ -9,6 +9,7 @@ __all__ = ['FUSED', 'STRATEGIES', 'MeanPooling', 'SpatioTemporalPooling', 'entry
 
 # %% ../nbs/34_strategies.ipynb #e28dc326
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,11 +72,12 @@ def entry_of(
 
     handle = clip.blocks[-layers].register_forward_pre_hook(stop)
     try:
-        clip.layer_outputs(frames, 1)
-    except _Enough:
-        return rearrange(entered[0], "(b t) n d -> b t n d", b=len(frames))
+        for images in clip.in_chunks(frames):
+            with torch.no_grad(), suppress(_Enough):
+                clip.model.visual(images)
     finally:
         handle.remove()
+    return rearrange(torch.cat(entered), "(b t) n d -> b t n d", b=len(frames))
 
 # %% ../nbs/34_strategies.ipynb #7f8c7260
 @dataclass(frozen=True)
