@@ -15,6 +15,9 @@ def lines(key):
     return settings[key].strip().splitlines()
 
 
+first, last = (int(settings[key].split(".")[1]) for key in ("min_python", "max_python"))
+pythons = [f"3.{minor}" for minor in range(first, last + 1)]
+
 setup(
     name=settings["dist_name"],
     version=settings["version"],
@@ -25,6 +28,7 @@ setup(
     license_expression=settings["license"],
     license_files=["LICENSE"],
     python_requires=">=" + settings["min_python"],
+    classifiers=[f"Programming Language :: Python :: {python}" for python in pythons],
     # data_samples/ stands at the root of the repository and inside the installed package
     packages=[*find_packages(include=["bt_adapter*"]), "bt_adapter.data_samples"],
     package_dir={"bt_adapter.data_samples": "data_samples"},

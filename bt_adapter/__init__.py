@@ -1,1 +1,135 @@
+"""BT-Adapter, the branch that turns a frozen image CLIP into a video encoder.
+
+>>> from bt_adapter import BTAdapter, read_clip
+>>> model = BTAdapter.from_pretrained("moving-shapes")
+>>> model.encode_video(model.clip.transform(read_clip("clip.mp4"))[None]).embedding
+
+Names at the top are imported when they are first used, so `import bt_adapter` costs nothing.
+The modules, in the order of a clip's way through them:
+
+video               a file becomes eight exact frames
+moving_shapes       rendered clips that only time tells apart
+backbone            a frozen CLIP that hands out the states of its layers
+masking             tubes: which patches the branch sees
+temporal_attention  one patch looks at itself through time
+kernels             the same in Triton
+branch              equations 1 to 5: BTAdapter
+released            the authors' checkpoints
+losses              equations 6 to 8
+datasets            captions in ten formats, shards, loaders
+store               frozen states, kept on disk
+small_clip          the CLIP of Moving Shapes
+precision           number types, and which one this machine is fast in
+trainer, runs       a training loop for any number of processes, and what it leaves behind
+pretrain            from captioned clips to an adapter
+retrieval           which caption belongs to which clip
+recognition         names for what happens
+strategies          nine ways to make a video encoder of CLIP
+ablations           the paper's tables and figures on a small scale
+maps, explorer      where and when the branch looks
+chat                an image chat model with the branch plugged in
+instruct            tuning it on questions about clips
+benchmark, gallery  questions, answers and judges
+figures             clips, matrices, curves and bars as pictures
+demo                what `bta-demo` shows
+evaluation          what an evaluation is asked for
+progress            a bar while something long runs in a terminal
+cli                 the commands, a module each
+"""
+
+import sys
+import warnings
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # for editors: the same names as in _NAMES
+    from .backbone import FrozenCLIP, load_clip
+    from .branch import BranchConfig, BTAdapter
+    from .chat import VideoChat, plug, unplug
+    from .explorer import explore
+    from .figures import contact_sheet
+    from .maps import temporal_maps
+    from .masking import tube_mask
+    from .released import load_released
+    from .retrieval import recall_at_k
+    from .temporal_attention import temporal_attention
+    from .video import ClipError, read_clip
+
+__all__ = [
+    "BTAdapter",
+    "BranchConfig",
+    "ClipError",
+    "FrozenCLIP",
+    "VideoChat",
+    "contact_sheet",
+    "explore",
+    "load_clip",
+    "load_released",
+    "plug",
+    "read_clip",
+    "recall_at_k",
+    "temporal_attention",
+    "temporal_maps",
+    "tube_mask",
+    "unplug",
+]
+_NAMES = {
+    "backbone": ["FrozenCLIP", "load_clip"],
+    "branch": ["BTAdapter", "BranchConfig"],
+    "chat": ["VideoChat", "plug", "unplug"],
+    "explorer": ["explore"],
+    "figures": ["contact_sheet"],
+    "maps": ["temporal_maps"],
+    "masking": ["tube_mask"],
+    "released": ["load_released"],
+    "retrieval": ["recall_at_k"],
+    "temporal_attention": ["temporal_attention"],
+    "video": ["ClipError", "read_clip"],
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name, value):
+        """Python binds a submodule once it is imported. Where a function above has its name, that is
+        bound instead, with what else the module has as its attributes: both meanings work."""
+        if name in _MODULES and isinstance(value, ModuleType):
+            module, value = vars(value), getattr(value, name)
+            vars(value).update({key: thing for key, thing in module.items() if key[:2] != "__"})
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return globals()[name]
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+_warned = False
+
+
+def _check_import_order():
+    "Warn, once, of the crash that comes when decord was imported before torch."
+    global _warned
+    loaded = [name for name in sys.modules if name in ("decord", "torch")]  # as first imported
+    if loaded[:1] == ["decord"] and not _warned:
+        _warned = True
+        warnings.warn(
+            "decord was imported before torch: with the BLAS library that it loads, torch's next "
+            "matrix product may end the process in a segmentation fault. Import torch first.",
+            RuntimeWarning,
+        )
+
+
+_check_import_order()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VTC', 'UNMASKED', 'PAPER_MEASURES', 'ROWS', 'LAYERS', 'DEEPEST', 'FRESH', 'FULL', 'QUICK', 'SETTINGS', 'COLUMNS',
-           'MEASURES', 'VERDICTS', 'app', 'Row', 'inside', 'setting', 'trained', 'Alone', 'ReleasedOrder', 'build',
-           'States', 'embed_states', 'Study', 'train_row', 'test_row', 'settings_of', 'read_rows', 'line', 'missing',
+           'MEASURES', 'VERDICTS', 'Row', 'inside', 'setting', 'trained', 'Alone', 'ReleasedOrder', 'build', 'States',
+           'embed_states', 'Study', 'train_row', 'test_row', 'settings_of', 'read_rows', 'line', 'missing',
            'study_rows', 'measured', 'spread', 'summary', 'Difference', 'difference', 'Order', 'orders', 'agreement',
-           'disagreements', 'dots', 'ablations', 'main']
+           'disagreements', 'dots']
 
 # %% ../nbs/36_ablations.ipynb #43cb5907
 import csv as csv_format
@@ -22,22 +22,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import typer
 from einops import rearrange
 from torch import nn
 
 from .backbone import FrozenCLIP, load_clip
 from .branch import BranchConfig, VideoFeatures
-from .console import command, run, show
 from .figures import COLOURS, Picture
 from .moving_shapes import Scene, gallery, render
 from .pretrain import SceneBatches, fast_copy, pretrain, scene_key, training_scenes
 from .released import as_released
-from .retrieval import FIGURES, append_csv, check_csv, scores, text_encoder, wrong_orders
+from .retrieval import FIGURES, append_csv, scores, text_encoder, wrong_orders
 from .runs import versions
 from .store import frozen_states
 from .strategies import STRATEGIES, Branching, entry_of
@@ -493,42 +491,3 @@ def _draw_seeds(ax, rows: Iterable[list[float]], shift: float, label: str, numbe
     places = [place + shift for place in range(len(means))]
     style = dict(color=colour, markersize=4.5, linewidth=0.6, label=label)
     ax.plot(places, means, "os^D"[number % 4] + "-", **style)
-
-# %% ../nbs/36_ablations.ipynb #34db6620
-app = command("The paper's ablations on Moving Shapes, as lines of a CSV file.")
-
-
-@app.command()
-def ablations(
-    out: Annotated[Path, typer.Option(help="CSV file to append to.")] = Path("ablations.csv"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, two steps: every row runs.")
-    ] = False,
-    seeds: Annotated[int | None, typer.Option(help="How many; 5, or 1 if quick.")] = None,
-    table: Annotated[
-        list[str] | None, typer.Option(help="Only these tables, such as 'Table 6'.")
-    ] = None,
-    clip: Annotated[str, typer.Option(help="'moving-shapes' or a folder.")] = "moving-shapes",
-):
-    "Train and test every row; lines that are there already are kept."
-    tables = list(dict.fromkeys(row.table for row in ROWS))
-    unknown = set(table or ()) - set(tables)
-    if unknown:
-        raise ValueError(f"no table is called {unknown.pop()!r}: choose from {', '.join(tables)}")
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"a study needs one seed or more, not {seeds}")
-    check_csv(out, COLUMNS)
-    model, config, clips = load_clip(clip), QUICK if quick else FULL, 18 if quick else 408
-    rows = [row for row in ROWS if not table or row.table in table]
-    for seed in range(seeds or (1 if quick else 5)):
-        for row in study_rows(model, rows, out, replace(config, seed=seed), clips):
-            print(f"seed {seed}: {row.table}, {row.name}", file=sys.stderr, flush=True)
-    same = settings_of(model, config, clips).items() - {("seed", str(config.seed))}
-    lines = [line for line in read_rows(out) if same <= line.items()]
-    told = {name: summary(lines, name) for name in tables} | {"order": agreement(lines)}
-    show({name: rows for name, rows in told.items() if rows})
-
-
-def main():
-    "The console command `bta-ablations`."
-    run(app)

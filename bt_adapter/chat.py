@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'POOLINGS', 'HOSTS', 'TOWERS', 'EVA_NAMES', 'VICUNA', 'VIDEO_CHATGPT', 'MINIGPT4', 'USER', 'INST',
            'HUMAN', 'IMG', 'BLIP2', 'ASKED', 'REPLY', 'TEMPLATES', 'USUAL', 'PAPER', 'Turn', 'SMOLLM2', 'MERGE',
-           'TUNED', 'app', 'Clip', 'Ask', 'Model', 'Video', 'Form', 'Frames', 'Temperature', 'Most', 'plain_name',
-           'tower_config', 'tower_of_clip', 'Projector', 'squares', 'image_chat_model', 'mean_pool',
-           'spatio_temporal_pool', 'slow_fast_pool', 'image_grid', 'BranchPool', 'VideoTower', 'tower_path',
-           'eva_weights', 'tower_weights', 'same_clip', 'refuse_other_clip', 'clip_of_host', 'host_layer', 'unplug',
-           'Plugged', 'plug', 'pool_for', 'projector_weights', 'llama_of', 'convert_llava', 'minigpt4_projection',
-           'minigpt4', 'Template', 'named_template', 'video_features', 'language_model', 'check_host', 'VideoChat',
-           'written', 'certain', 'cache_folder', 'fetch_gguf', 'convert_gguf', 'smollm2', 'small_host', 'plug_small',
-           'load_small_chat', 'image_host', 'tuned_adapter', 'load_chat', 'printable', 'say', 'lines', 'talk', 'main']
+           'TUNED', 'plain_name', 'tower_config', 'tower_of_clip', 'Projector', 'squares', 'image_chat_model',
+           'mean_pool', 'spatio_temporal_pool', 'slow_fast_pool', 'image_grid', 'BranchPool', 'VideoTower',
+           'tower_path', 'eva_weights', 'tower_weights', 'same_clip', 'refuse_other_clip', 'clip_of_host', 'host_layer',
+           'unplug', 'Plugged', 'plug', 'pool_for', 'projector_weights', 'llama_of', 'convert_llava',
+           'minigpt4_projection', 'minigpt4', 'Template', 'named_template', 'video_features', 'language_model',
+           'check_host', 'VideoChat', 'written', 'certain', 'cache_folder', 'fetch_gguf', 'convert_gguf', 'smollm2',
+           'small_host', 'plug_small', 'load_small_chat', 'image_host', 'tuned_adapter', 'load_chat', 'printable']
 
 # %% ../nbs/50_chat.ipynb #b6665cd9
 import math
@@ -28,11 +27,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-import typer
 from einops import rearrange
 from fastcore.basics import patch
 from torch import nn
@@ -40,7 +37,6 @@ from torch import nn
 from . import released
 from .backbone import FrozenCLIP, check_frames, record_outputs, samples_folder
 from .branch import CONVENTIONS, BTAdapter
-from .console import command, run
 from .released import Layout, tower_rules
 from .video import read_clip
 
@@ -1045,64 +1041,3 @@ def load_chat(
 def printable(text: str) -> str:
     "Text without the characters that steer a terminal."
     return "".join(c for c in text if c.isprintable() or c == "\n")
-
-# %% ../nbs/50_chat.ipynb #1c8d3b22
-def say(chat: VideoChat, question: str):
-    "Print an answer while it is written, and what the user must know about it."
-    before = chat.forgotten
-    for piece in chat.stream(question):
-        print(printable(piece), end="", flush=True)
-    print("" if chat.turns[-1].finished else " [cut off]")
-    if chat.forgotten > before:
-        print(f"[the first {chat.forgotten} questions no longer fit and are forgotten]")
-
-# %% ../nbs/50_chat.ipynb #75ba3754
-def lines() -> Iterator[str]:
-    "Questions typed at a prompt, until the input ends."
-    while True:
-        try:
-            question = input("> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
-            return print()
-        if question.strip():
-            yield question
-
-# %% ../nbs/50_chat.ipynb #c3e46e92
-app = command("Talk about a clip.")
-Clip = Annotated[Path, typer.Argument(help="a video file")]
-Ask = Annotated[list[str] | None, typer.Option(help="a question; may be repeated")]
-Model = Annotated[str, typer.Option(help="'moving-shapes', a folder or a name of the model hub")]
-Video = Annotated[str | None, typer.Option(help=f"folder of an adapter, or {', '.join(POOLINGS)}")]
-Form = Annotated[str | None, typer.Option(help=f"one of {', '.join(TEMPLATES)}")]
-Frames = Annotated[int, typer.Option(min=1, help="read from the clip")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy")]
-Most = Annotated[int, typer.Option(min=1, help="tokens of an answer")]
-
-# %% ../nbs/50_chat.ipynb #e70ba2ce
-@app.command()
-def talk(
-    clip: Clip,
-    ask: Ask = None,
-    model: Model = "moving-shapes",
-    video: Video = None,
-    template: Form = None,
-    frames: Frames = 8,
-    temperature: Temperature = 0.0,
-    max_tokens: Most = 256,
-):
-    "Ask about CLIP; without --ask, line by line from the terminal."
-    pixels = read_clip(clip, frames)
-    options = dict(template=template, temperature=temperature, max_tokens=max_tokens)
-    chat = VideoChat(*load_chat(model, video), pixels, **options)
-    for question in ask or lines():
-        try:
-            say(chat, question)
-        except ValueError as error:
-            if ask:
-                raise
-            print(f"[{error}]")
-
-
-def main():
-    "Entry point of `bta-chat`."
-    run(app)

@@ -19,23 +19,23 @@ import shutil
 import tarfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
 from multiprocessing import ProcessError
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from fastcore.basics import patch
 
+from . import pixels
 from .backbone import FrozenCLIP
-from .console import progress
-from .video import SUFFIXES, ClipError, read_clip
+from .progress import progress
+from .video import SUFFIXES, ClipError, check_reader, read_clip
 
 # %% ../nbs/22_datasets.ipynb #e7431b97
 @dataclass(frozen=True)
@@ -349,19 +349,13 @@ def crop_frames(
     generator: torch.Generator | None = None,  # for a random part; without one, the middle
 ) -> torch.Tensor:  # uint8 (t, 3, height, width)
     "Resize and crop all frames of a clip in the same way."
-    from torchvision.transforms.v2 import functional as transforms
-
     if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != torch.uint8 or not clip.numel():
         raise ValueError(f"A clip is uint8 (t, h, w, 3), not {clip.dtype} {tuple(clip.shape)}.")
+    if generator is None:
+        return pixels.fit(clip, size, margin)
     frames = rearrange(clip, "t h w c -> t c h w")
-    bicubic = transforms.InterpolationMode.BICUBIC
-    if generator is not None:
-        part = _random_part(frames, generator)
-        return transforms.resized_crop(frames, *part, list(size), bicubic)
-    scale = max(want / have for want, have in zip(size, clip.shape[1:3], strict=True)) * margin
-    whole = [max(w, round(n * scale)) for n, w in zip(clip.shape[1:3], size, strict=True)]
-    frames = transforms.resize(frames, whole, bicubic)
-    return transforms.center_crop(frames, list(size))
+    top, left, height, width = _random_part(frames, generator)
+    return pixels.resize(frames[..., top : top + height, left : left + width], size)
 
 # %% ../nbs/22_datasets.ipynb #40ddf2fc
 def normalise(
@@ -369,11 +363,8 @@ def normalise(
     clip: FrozenCLIP,
 ) -> torch.Tensor:  # the same shape, in CLIP's precision and on its device
     "Pixels as CLIP wants them: its mean and deviation."
-    from torchvision.transforms.v2 import functional as transforms
-
-    floats = frames.to(clip.position.device).float().div_(255)
-    mean, std = list(clip.preprocess["mean"]), list(clip.preprocess["std"])
-    return transforms.normalize(floats, mean, std, inplace=True).to(clip.dtype)
+    frames, settings = frames.to(clip.position.device), clip.preprocess
+    return pixels.normalize(frames, settings["mean"], settings["std"]).to(clip.dtype)
 
 # %% ../nbs/22_datasets.ipynb #24d05d27
 def tokenise(
@@ -446,31 +437,28 @@ class Report:
         self.tried, self.failed = self.tried + tried, self.failed + len(broken)
         self.broken |= dict(broken)
 
-# %% ../nbs/22_datasets.ipynb #d15afa64
-@patch
-def check(
-    self: Report,
-    clips: int,  # in the dataset
-):
-    "Raises TooManyBroken when more than `share` were broken; in later epochs none counts again."
-    if len(self.broken) <= self.share * max(min(self.tried, clips), min(clips, 1000)):
-        return
-    listed = [f"{path}: {reason}" for path, reason in list(self.broken.items())[:50]]
-    more = [f"and {len(self.broken) - 50} more"] if len(self.broken) > 50 else []
-    raise TooManyBroken(
-        f"{self.failed} of {self.tried} clips tried could not be read, more than {self.share:.0%}; "
-        "mend or remove them, or allow a larger share:\n" + "\n".join(listed + more),
+    def check(
         self,
-    )
+        clips: int,  # in the dataset
+    ):
+        "Raises TooManyBroken when more than `share` were broken; none counts again later."
+        if len(self.broken) <= self.share * max(min(self.tried, clips), min(clips, 1000)):
+            return
+        listed = [f"{path}: {reason}" for path, reason in list(self.broken.items())[:50]]
+        more = [f"and {len(self.broken) - 50} more"] if len(self.broken) > 50 else []
+        raise TooManyBroken(
+            f"{self.failed} of {self.tried} clips tried could not be read, more than "
+            f"{self.share:.0%}; mend or remove them, or allow a larger share:\n"
+            + "\n".join(listed + more),
+            self,
+        )
 
-# %% ../nbs/22_datasets.ipynb #4f6efb1b
-@patch
-def write(self: Report, path: str | Path):
-    "The broken clips as CSV: path, reason."
-    from bt_adapter.figures import write_whole
+    def write(self, path: str | Path):
+        "The broken clips as CSV: path, reason."
+        from bt_adapter.figures import write_whole
 
-    csv.writer(text := io.StringIO()).writerows([("path", "reason"), *self.broken.items()])
-    write_whole(path, text.getvalue().encode())
+        csv.writer(text := io.StringIO()).writerows([("path", "reason"), *self.broken.items()])
+        write_whole(path, text.getvalue().encode())
 
 # %% ../nbs/22_datasets.ipynb #2cc56828
 class Item(NamedTuple):
@@ -491,13 +479,16 @@ class ClipDataset:
     examples: Sequence[Example]  # a list, or Shards
     size: tuple[int, int]  # height and width of the frames, `clip.image_size`
     frames: int = 8  # t
+    _: KW_ONLY
     training: bool = False
     margin: float = 1.0  # as in `crop_frames`
     seed: int = 0
+    reader: Literal["pyav", "decord"] = "pyav"  # as in `read_clip`
 
     def __post_init__(self):
         if not len(self.examples) or self.frames < 1 or self.margin < 1:
             raise ValueError("A dataset needs examples, frames and a margin, each of 1 or more.")
+        check_reader(self.reader)
         if isinstance(self.examples, list):
             self.examples = _Packed(self.examples)
 
@@ -507,36 +498,31 @@ class ClipDataset:
     def __getitem__(self, index: int | tuple[int, int]) -> Item:
         return self.item(*index) if isinstance(index, tuple) else self.item(0, index)
 
-# %% ../nbs/22_datasets.ipynb #e7df3519
-@patch
-def _frames(self: ClipDataset, example: Example, generator):
-    "Frames of one example, uint8 (t, 3, height, width)."
-    clip = read_clip(example.path, self.frames, generator, example.span, example.data)
-    return crop_frames(clip, self.size, self.margin, generator)
+    def _frames(self, example: Example, generator):
+        "Frames of one example, uint8 (t, 3, height, width)."
+        meant = example.span, example.data, self.reader
+        clip = read_clip(example.path, self.frames, generator, *meant)
+        return crop_frames(clip, self.size, self.margin, generator)
 
-# %% ../nbs/22_datasets.ipynb #91858ef0
-@patch
-def _draw(self: ClipDataset, among: int, generator):
-    return int(torch.randint(among, (1,), generator=generator)) if self.training else 0
+    def _draw(self, among: int, generator):
+        return int(torch.randint(among, (1,), generator=generator)) if self.training else 0
 
-# %% ../nbs/22_datasets.ipynb #fc824966
-@patch
-def item(self: ClipDataset, epoch: int, index: int) -> Item:
-    "The clip of that number, a function of seed, epoch and index alone."
-    generator, broken = _generator(self.seed, epoch, index), []
-    for _ in range(20 if self.training else 1):
-        example = Example("", f"clip {index}")
-        try:
-            example = self.examples[index]
-            frames = self._frames(example, generator if self.training else None)
-        except (ClipError, OSError) as error:
-            broken.append((example.path, str(error)))
-            index = self._draw(len(self), generator) if self.training else index
-            continue
-        captions = example.captions or ("",)
-        caption = captions[self._draw(len(captions), generator)]
-        return Item(frames, index, example.id, caption, len(broken) + 1, broken)
-    return Item(None, index, example.id, "", len(broken), broken)
+    def item(self, epoch: int, index: int) -> Item:
+        "The clip of that number, a function of seed, epoch and index alone."
+        generator, broken = _generator(self.seed, epoch, index), []
+        for _ in range(20 if self.training else 1):
+            example = Example("", f"clip {index}")
+            try:
+                example = self.examples[index]
+                frames = self._frames(example, generator if self.training else None)
+            except (ClipError, OSError) as error:
+                broken.append((example.path, str(error)))
+                index = self._draw(len(self), generator) if self.training else index
+                continue
+            captions = example.captions or ("",)
+            caption = captions[self._draw(len(captions), generator)]
+            return Item(frames, index, example.id, caption, len(broken) + 1, broken)
+        return Item(None, index, example.id, "", len(broken), broken)
 
 # %% ../nbs/22_datasets.ipynb #bd2c26c8
 class Batch(NamedTuple):
@@ -588,10 +574,11 @@ class _Slices:
 class ClipLoader:
     "Batches of a dataset, epoch after epoch, that can be stopped and continued anywhere."
 
-    def __init__(self, dataset, batch, collate, workers, rank, world, share):
+    def __init__(self, dataset, *, batch, collate, workers, rank, world, share):
         self.dataset, self.batch, self.rank, self.world = dataset, batch, rank, world
         self.epoch, self.position, self.report = 0, 0, Report(share)
-        import_module("torchvision.transforms.v2")  # seconds, and here not in each worker
+        if dataset.training:  # which takes seconds, and here not in each worker
+            import_module("torchvision.transforms")
         self.loader = torch.utils.data.DataLoader(
             dataset,
             batch_sampler=_Slices(self),
@@ -613,57 +600,47 @@ class ClipLoader:
             return torch.arange(len(self.dataset))
         return self.dataset.examples.order(_generator(self.dataset.seed, self.epoch))
 
-# %% ../nbs/22_datasets.ipynb #a96c162e
-@patch
-def _next(self: ClipLoader, batches):
-    "What a worker hands over next, None behind the last; RuntimeError if a worker was killed."
-    try:
-        return next(batches, None)
-    except (EOFError, OSError, ProcessError) as error:
-        workers = {worker.sentinel: worker for worker in getattr(batches, "_workers", ())}
-        ended = wait(workers, timeout=1) if workers else []  # files are closed before the end
-        if ended:
-            workers[ended[0]].join()  # torch watches for this signal, and would raise later
-            raise RuntimeError("A worker was killed while it handed a batch over.") from error
-        raise
+    def _next(self, batches):
+        "What a worker hands over next, None behind the last; RuntimeError if a worker was killed."
+        try:
+            return next(batches, None)
+        except (EOFError, OSError, ProcessError) as error:
+            workers = {worker.sentinel: worker for worker in getattr(batches, "_workers", ())}
+            ended = wait(workers, timeout=1) if workers else []  # files are closed before the end
+            if ended:
+                workers[ended[0]].join()  # torch watches for this signal, and would raise later
+                raise RuntimeError("A worker was killed while it handed a batch over.") from error
+            raise
 
+    def __iter__(self) -> Iterator[Batch]:
+        "The batches left in this epoch; behind the last, the next epoch begins."
+        batches = iter(self.loader)
+        while found := self._next(batches):
+            batch, tried, broken = found
+            self.report.add(tried, broken)
+            self.report.check(len(self.dataset))
+            self.position += 1
+            if batch is not None:
+                yield batch
+        self.epoch, self.position = self.epoch + 1, 0
 
-@patch
-def __iter__(self: ClipLoader) -> Iterator[Batch]:
-    "The batches left in this epoch; behind the last, the next epoch begins."
-    batches = iter(self.loader)
-    while found := self._next(batches):
-        batch, tried, broken = found
-        self.report.add(tried, broken)
-        self.report.check(len(self.dataset))
-        self.position += 1
-        if batch is not None:
-            yield batch
-    self.epoch, self.position = self.epoch + 1, 0
+    def _identity(self):
+        "What must be the same for a state to fit."
+        known = {"seed": self.dataset.seed, "clips": len(self.dataset)}
+        return known | {"global batch": self.batch * self.world}
 
-# %% ../nbs/22_datasets.ipynb #bc2912ef
-@patch
-def _identity(self: ClipLoader):
-    "What must be the same for a state to fit."
-    known = {"seed": self.dataset.seed, "clips": len(self.dataset)}
-    return known | {"global batch": self.batch * self.world}
+    def state_dict(self) -> dict:
+        "Epoch, position and report, as numbers and strings."
+        place = {"epoch": self.epoch, "position": self.position}
+        return place | {"report": asdict(self.report)} | self._identity()
 
-# %% ../nbs/22_datasets.ipynb #c902d050
-@patch
-def state_dict(self: ClipLoader) -> dict:
-    "Epoch, position and report, as numbers and strings."
-    place = {"epoch": self.epoch, "position": self.position}
-    return place | {"report": asdict(self.report)} | self._identity()
-
-# %% ../nbs/22_datasets.ipynb #8d3a4806
-@patch
-def load_state_dict(self: ClipLoader, state: dict):
-    "Continue behind the last batch handed out; the number of workers and processes may differ."
-    for name, value in self._identity().items():
-        if state[name] != value:
-            raise ValueError(f"The saved run has {name} {state[name]}, this one {value}.")
-    self.epoch, self.position = state["epoch"], state["position"]
-    self.report = Report(**state["report"] | {"share": self.report.share})
+    def load_state_dict(self, state: dict):
+        "Continue behind the last batch handed out; the number of workers and processes may differ."
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise ValueError(f"The saved run has {name} {state[name]}, this one {value}.")
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.report = Report(**state["report"] | {"share": self.report.share})
 
 # %% ../nbs/22_datasets.ipynb #ba33c616
 def loader(
@@ -687,7 +664,15 @@ def loader(
             f"{len(dataset)} clips do not fill one batch of {batch * world}: make it smaller."
         )
     collate = partial(_collate, tokenizer=tokenizer, length=tokens)
-    return ClipLoader(dataset, batch, collate, workers, rank, world, share)
+    return ClipLoader(
+        dataset,
+        batch=batch,
+        collate=collate,
+        workers=workers,
+        rank=rank,
+        world=world,
+        share=share,
+    )
 
 # %% ../nbs/22_datasets.ipynb #68346b49
 INDEX = "index.json"
@@ -822,6 +807,32 @@ def _read_index(path):
         raise ValueError(f"{path} must name files beside it, each with a clip or more.")
     return names, counts
 
+# %% ../nbs/22_datasets.ipynb #7c7fb941
+def _part(path, place):
+    "Part of a file, as bytes."
+    offset, size = place
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) < size:
+        raise ClipError(f"Cannot read {path}: it was cut off.")
+    return data
+
+# %% ../nbs/22_datasets.ipynb #d092690f
+def _from_sample(key, path, data, text):
+    "The example of a sample that write_shards or video2dataset stored."
+    known = json.loads(text.get("json", b"{}"))
+    captions = known.get("captions") or [known.get("caption") or text.get("txt", b"").decode()]
+    return Example(
+        str(known.get("id") or known.get("videoid") or key),
+        path,
+        tuple(caption for caption in captions if caption),
+        known.get("label"),
+        tuple(known["span"]) if known.get("span") else None,
+        tuple(tuple(turn) for turn in known.get("turns", ())),
+        data,
+    )
+
 # %% ../nbs/22_datasets.ipynb #46ae2d64
 class Shards:
     "The clips of WebDataset shards, as examples by number."
@@ -845,60 +856,28 @@ class Shards:
     def __getitem__(self, index: int) -> Example:
         return self.example(index)
 
-# %% ../nbs/22_datasets.ipynb #7c7fb941
-def _part(path, place):
-    "Part of a file, as bytes."
-    offset, size = place
-    with open(path, "rb") as file:
-        file.seek(offset)
-        data = file.read(size)
-    if len(data) < size:
-        raise ClipError(f"Cannot read {path}: it was cut off.")
-    return data
+    def _shard(self, number):
+        "Path of a shard, which is fetched first if it is elsewhere."
+        path = self.folder / self.names[number]
+        return _fetch(f"{self.address}/{self.names[number]}", path) if self.address else path
 
-# %% ../nbs/22_datasets.ipynb #97f2936e
-@patch
-def _shard(self: Shards, number):
-    "Path of a shard, which is fetched first if it is elsewhere."
-    path = self.folder / self.names[number]
-    return _fetch(f"{self.address}/{self.names[number]}", path) if self.address else path
+    def example(self, index: int) -> Example:
+        "The clip of that number, with its file."
+        number = int(np.searchsorted(self.ends, index, "right")) - 1
+        shard, inside = self._shard(number), index - int(self.ends[number])
+        members = _clips_of(shard)
+        if inside >= len(members):
+            raise ClipError(f"Cannot read clip {inside} of {shard}: the shard was cut off.")
+        key, files = members[inside]
+        suffix = next(s for s in files if f".{s}" in SUFFIXES)
+        text = {s: _part(shard, files[s]) for s in ("json", "txt") if s in files}
+        return _from_sample(key, f"{shard}/{key}.{suffix}", _part(shard, files[suffix]), text)
 
-# %% ../nbs/22_datasets.ipynb #761c3b0b
-@patch
-def example(self: Shards, index: int) -> Example:
-    "The clip of that number, with its file."
-    number = int(np.searchsorted(self.ends, index, "right")) - 1
-    shard, inside = self._shard(number), index - int(self.ends[number])
-    members = _clips_of(shard)
-    if inside >= len(members):
-        raise ClipError(f"Cannot read clip {inside} of {shard}: the shard was cut off.")
-    key, files = members[inside]
-    suffix = next(s for s in files if f".{s}" in SUFFIXES)
-    text = {s: _part(shard, files[s]) for s in ("json", "txt") if s in files}
-    return _from_sample(key, f"{shard}/{key}.{suffix}", _part(shard, files[suffix]), text)
-
-# %% ../nbs/22_datasets.ipynb #d092690f
-def _from_sample(key, path, data, text):
-    "The example of a sample that write_shards or video2dataset stored."
-    known = json.loads(text.get("json", b"{}"))
-    captions = known.get("captions") or [known.get("caption") or text.get("txt", b"").decode()]
-    return Example(
-        str(known.get("id") or known.get("videoid") or key),
-        path,
-        tuple(caption for caption in captions if caption),
-        known.get("label"),
-        tuple(known["span"]) if known.get("span") else None,
-        tuple(tuple(turn) for turn in known.get("turns", ())),
-        data,
-    )
-
-# %% ../nbs/22_datasets.ipynb #073e3f62
-@patch
-def order(self: Shards, generator: torch.Generator) -> torch.Tensor:
-    "All clips, shuffled so that few shards are open at a time."
-    shards = torch.randperm(len(self.names), generator=generator)
-    found = []
-    for window in shards.split(WINDOW):
-        clips = torch.cat([torch.arange(*self.ends[s : s + 2]) for s in window.tolist()])
-        found.append(clips[torch.randperm(len(clips), generator=generator)])
-    return torch.cat(found)
+    def order(self, generator: torch.Generator) -> torch.Tensor:
+        "All clips, shuffled so that few shards are open at a time."
+        shards = torch.randperm(len(self.names), generator=generator)
+        found = []
+        for window in shards.split(WINDOW):
+            clips = torch.cat([torch.arange(*self.ends[s : s + 2]) for s in window.tolist()])
+            found.append(clips[torch.randperm(len(clips), generator=generator)])
+        return torch.cat(found)

@@ -35,7 +35,6 @@ import torch.nn.functional as F
 
 from .backbone import FrozenCLIP, fingerprint
 from .branch import BTAdapter
-from .console import progress
 from bt_adapter.datasets import (
     ClipDataset,
     ClipSettings,
@@ -48,6 +47,7 @@ from bt_adapter.datasets import (
     tokenise,
 )
 from .moving_shapes import Scene, caption, motion_scores, render
+from .progress import progress
 from .released import load_released, read_file
 from .runs import make_folder, versions, write_whole
 from .video import ClipError

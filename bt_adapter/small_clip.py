@@ -42,6 +42,7 @@ from bt_adapter.moving_shapes import (
     static_caption,
     thing_phrase,
 )
+from .muon import Muon
 from .precision import fast_dtype
 
 # %% ../nbs/21_small_clip.ipynb #124a1989
@@ -174,7 +175,7 @@ def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
     return [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1),
+        Muon(matrices, lr=0.02, weight_decay=0.1),
         torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from einops import rearrange
+from tiny_runs import problems
 
 from bt_adapter import ablations
 from bt_adapter.ablations import (
@@ -28,7 +29,6 @@ from bt_adapter.ablations import (
     disagreements,
     dots,
     embed_states,
-    main,
     measured,
     missing,
     orders,
@@ -39,6 +39,7 @@ from bt_adapter.ablations import (
 )
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig
+from bt_adapter.cli.ablations import main
 from bt_adapter.masking import tube_mask
 from bt_adapter.moving_shapes import gallery, render
 from bt_adapter.released import as_released
@@ -290,7 +291,8 @@ def test_mistakes_are_one_sentence(arguments, message, monkeypatch, capsys, tmp_
     monkeypatch.setattr(ablations, "study_rows", None)
     assert command(monkeypatch, "--quick", *arguments) == 2
     printed = capsys.readouterr()
-    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+    told = problems(printed.err)
+    assert message in told and told.count("\n") == 1 and not printed.out
     assert not [*tmp_path.iterdir()]
 
 
@@ -302,7 +304,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         assert command(monkeypatch, *arguments) == 0
         printed = capsys.readouterr()
         assert len(read_rows(out)) == 2 * seeds
-        assert printed.err.count("\n") == 2  # the first seed is not made again
+        assert problems(printed.err).count("\n") == 2  # the first seed is not made again
         assert "shuffled at test" in printed.out
     assert {row["command"].split()[0] for row in read_rows(out)} == {"bta-ablations"}
 
@@ -320,5 +322,5 @@ def test_the_whole_quick_study(monkeypatch, capsys, tmp_path):
     assert all(math.isfinite(float(row[name])) for row in lines for name in FIGURES)
     untrained = {row["row"] for row in lines if float(row["seconds a step"]) == 0}
     assert untrained == {"baseline, frozen", "ST pooling, frozen", "CLIP"}
-    assert printed.err.count("\n") == len(ROWS)
+    assert problems(printed.err).count("\n") == len(ROWS)
     assert all(row.table in printed.out for row in ROWS)

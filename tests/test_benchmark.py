@@ -459,15 +459,17 @@ def test_predictions_go_on_where_they_ended(tmp_path):
 def test_the_command(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
+    from bt_adapter.cli import judge
+
     rows = [dict(id=i, question="q", answer="a cup", pred=["a cup", "a mug"][i]) for i in range(2)]
     path = write(tmp_path / "p.json", rows)
-    done = CliRunner().invoke(benchmark.app, [str(path), "--json"])
+    done = CliRunner().invoke(judge.app, [str(path), "--json"])
     assert json.loads(done.stdout)["verdict"][0]["accuracy"] == 50.0
     with Server(good) as server:
         options = ["--model", "stub", "--base-url", server.url, "--replies", str(tmp_path / "r")]
-        done = CliRunner().invoke(benchmark.app, [str(path), "--json", *options])
+        done = CliRunner().invoke(judge.app, [str(path), "--json", *options])
     assert json.loads(done.stdout)["verdict"][0]["version"] == "stub-2026-01"
     monkeypatch.setattr(sys, "argv", ["bta-judge", str(tmp_path / "none.json")])
     with pytest.raises(SystemExit) as caught:
-        benchmark.main()
+        judge.main()
     assert caught.value.code == 2

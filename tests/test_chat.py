@@ -619,7 +619,7 @@ def test_a_wrong_hash_is_refused_by_pip(monkeypatch, tmp_path):
 
 def bta_chat(*arguments, **options):
     root = Path(__file__).parents[1]
-    code = "from bt_adapter.chat import main; main()"
+    code = "from bt_adapter.cli.chat import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
@@ -638,6 +638,7 @@ def test_the_command_names_what_is_wrong(tmp_path):
 def test_the_command_asks_and_answers(monkeypatch, tmp_path, capsys):
     from typer.testing import CliRunner
 
+    from bt_adapter.cli import chat as command
     from bt_adapter.video import write_clip
 
     write_clip(tmp_path / "clip.mp4", video(8)[:, :16])
@@ -646,13 +647,15 @@ def test_the_command_asks_and_answers(monkeypatch, tmp_path, capsys):
     model.config.text_config.max_position_embeddings = 400
     monkeypatch.setattr(chat, "load_chat", lambda *a: (model, byte_tokenizer()))
     clip = str(tmp_path / "clip.mp4")
-    options = ["--model", "x", "--max-tokens", "4", "--template", "instructblip"]
-    run = CliRunner().invoke(chat.app, [clip, *options, "--ask", "What?", "--ask", "Why?"])
+    options = ["--model", "x", "--video", "mean", "--max-tokens", "4", "--template", "instructblip"]
+    run = CliRunner().invoke(command.app, [clip, *options, "--ask", "What?", "--ask", "Why?"])
     assert run.exit_code == 0, run.output
     assert run.output.count("\n") >= 2
-    run = CliRunner().invoke(chat.app, [clip, *options], input="What?\n\n" + "x" * 500 + "\nWhy?\n")
+    run = CliRunner().invoke(
+        command.app, [clip, *options], input="What?\n\n" + "x" * 500 + "\nWhy?\n"
+    )
     assert run.exit_code == 0 and "too long" in run.output
-    run = CliRunner().invoke(chat.app, [clip, *options, "--ask", ""])
+    run = CliRunner().invoke(command.app, [clip, *options, "--ask", ""])
     assert isinstance(run.exception, ValueError)
 
 

@@ -360,6 +360,25 @@ def test_spans_reach_the_reader(examples):
     assert "no frame lies in seconds" in failure[1]
 
 
+def test_the_reader_is_handed_on_to_datasets_shards_and_workers(tmp_path, examples):
+    dice, wide = torch.Generator().manual_seed(0), []
+    for i in range(4):
+        noise = torch.randint(0, 256, (12, 16, 20, 3), generator=dice, dtype=torch.uint8)
+        write_clip(tmp_path / f"{i}.mp4", noise)
+        wide.append(Example(f"clip{i}", str(tmp_path / f"{i}.mp4"), ("noise",)))
+    write_shards(wide, tmp_path / "shards")
+    for source in (wide, Shards(tmp_path / "shards")):
+        for settings in ({}, {"training": True}):
+            ours = loader(ClipDataset(source, SIZE, 4, **settings), 2)
+            theirs = loader(ClipDataset(source, SIZE, 4, **settings, reader="decord"), 2, workers=1)
+            pairs = list(zip(ours, theirs, strict=True))
+            assert len(pairs) == 2 and all(torch.equal(a.frames, b.frames) for a, b in pairs)
+    (failure,) = ClipDataset(examples, SIZE, 4, reader="decord")[0].broken
+    assert failure[0] == examples[0].path and "lines of 16 pixels" in failure[1]
+    with pytest.raises(ValueError, match="No reader is called"):
+        ClipDataset(examples, SIZE, reader="opencv")
+
+
 def test_what_a_dataset_and_a_loader_refuse(examples, clip):
     for wrong in ({"frames": 0}, {"margin": 0.5}, {"examples": []}):
         with pytest.raises(ValueError, match="each of 1 or more"):

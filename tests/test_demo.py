@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 from tidy import NOTEBOOKS, ROOT
 from tiny_hosts import IMAGE, byte_tokenizer, tiny_llama
+from tiny_runs import problems
 
 from bt_adapter import chat
 from bt_adapter import demo as room
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BTAdapter
 from bt_adapter.chat import image_chat_model, plug
+from bt_adapter.cli import demo as command
 from bt_adapter.maps import seen_part
 from bt_adapter.moving_shapes import caption, gallery, opposite
 from bt_adapter.retrieval import weights_hash
@@ -44,7 +46,7 @@ def run(monkeypatch, capfd, tmp_path):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["bta-demo", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            room.main()
+            command.main()
         return stop.value.code, *capfd.readouterr()
 
     return call
@@ -75,7 +77,7 @@ def test_shipped_clips_are_test_clips_in_opposite_pairs():
 @pytest.mark.slow
 def test_the_whole_command(tmp_path, tmp_path_factory):
     """Where SmolLM2 is not and cannot be fetched, as on a train."""
-    code = "import sys; from bt_adapter.demo import main; sys.argv[0] = 'bta-demo'; main()"
+    code = "import sys; from bt_adapter.cli.demo import main; sys.argv[0] = 'bta-demo'; main()"
     env = os.environ | dict(PIP_NO_INDEX="1", XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache")))
     env |= dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     call = dict(capture_output=True, cwd=tmp_path, env=env)
@@ -179,7 +181,8 @@ def test_one_sentence_and_status_two(run, tmp_path, arguments, words):
     before = sorted(tmp_path.rglob("*"))
     status, out, err = run(*arguments)
     assert (status, out) == (2, "") and words in err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
+    told = problems(err)
+    assert told.startswith("error: ") and told.count("\n") == 1, told
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -206,7 +209,7 @@ def failing(error):
 @pytest.mark.parametrize("words", LACKS)
 def test_what_a_conversation_lacks_is_a_sentence(monkeypatch, capsys, words):
     monkeypatch.setattr(room, "converse", failing(LACKS[words]))
-    assert room.talk_if_possible(print) == {}
+    assert command.talk_if_possible(print) == {}
     out, err = capsys.readouterr()
     assert err.startswith("note: no conversation: ") and words in err and err.count("\n") == 1
     assert not out
@@ -233,7 +236,7 @@ def test_a_conversation_is_told_and_drawn(run, monkeypatch):
     true = room.attention_picture
     monkeypatch.setattr(room, "attention_picture", lambda m, c, x: drawn.extend(x) or true(m, c, x))
     status, out, err = run()
-    assert (status, err, asked) == (0, "", ["mean", None])
+    assert (status, err.splitlines(), asked) == (0, [f"{command.STARTS} ..."], ["mean", None])
     for name in room.TALKERS:
         assert f"\n{name}\n" in out
     lines = [line for line in drawn if line.startswith("Which shape is it?")]
@@ -241,11 +244,12 @@ def test_a_conversation_is_told_and_drawn(run, monkeypatch):
     assert out.count("Which shape is it?") == 2 and "\x1b" not in out
 
 
-def test_the_first_page_lists_all_notebooks_in_order():
+def test_the_first_page_lists_all_lessons_in_order():
     page = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown")
     listed = re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", text, re.M)
-    assert listed == [path.name for path in NOTEBOOKS if path.stem != "index"]
+    lessons = [path for path in NOTEBOOKS if path.parent == ROOT / "nbs" and path.stem != "index"]
+    assert listed == [path.name for path in lessons]
 
 
 def test_the_card_tells_the_figures():

@@ -1,6 +1,7 @@
 """The package as it is installed: metadata, what importing costs, and the files it carries."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -86,7 +87,8 @@ LATE |= {
 PICTURES = {"matplotlib", "PIL"}
 DRAWS = {"figures", "maps", "explorer", "gallery", "demo", "ablations", "benchmark", "instruct"}
 DRAWS |= {"runs", "store", "trainer", "pretrain", "retrieval", "recognition"}
-WITHOUT_TORCH = {"console"}
+WITHOUT_TORCH = {"benchmark", "evaluation", "progress"}
+WITHOUT_TORCH |= {module for module in MODULES if module.startswith("cli.")}
 WHAT_LOADS = """
 import importlib, json, os, sys
 
@@ -130,6 +132,65 @@ def test_a_module_loads_nothing_that_it_does_not_need():
     assert all("bt_adapter" in found[module] for module in modules), found
     wrong = {module: sorted(not_to_load(module).intersection(found[module])) for module in modules}
     assert not any(wrong.values()), {module: names for module, names in wrong.items() if names}
+
+
+TOP = """
+BTAdapter BranchConfig ClipError FrozenCLIP VideoChat contact_sheet explore load_clip load_released
+plug read_clip recall_at_k temporal_attention temporal_maps tube_mask unplug
+""".split()
+
+
+def test_names_at_the_top():
+    import bt_adapter
+
+    shown = {}  # what editors are told
+    for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            shown |= {name.name: node.module for name in node.names}
+    assert bt_adapter.__all__ == TOP == sorted(shown)
+    assert set(TOP) <= set(dir(bt_adapter))
+    for name, module in shown.items():
+        home = importlib.import_module(f"bt_adapter.{module}")
+        assert getattr(bt_adapter, name) is getattr(home, name), name
+        assert name in home.__all__, name
+    with pytest.raises(AttributeError, match="'bt_adapter' has no attribute 'nothing'"):
+        bt_adapter.nothing  # noqa: B018
+    with pytest.raises(ImportError, match="nothing"):
+        from bt_adapter import nothing  # noqa: F401
+
+
+ORDERS = """
+import importlib, itertools, os, sys, einops, torch  # once, for all
+STEPS = {
+    "name": "from bt_adapter import temporal_attention as f; assert f.__name__",
+    "inside": "from bt_adapter.temporal_attention import temporal_attention, reference_attention",
+    "module": "import bt_adapter.temporal_attention; bt_adapter.temporal_attention.choose_backend",
+    "as": "import bt_adapter.temporal_attention as m; m.choose_backend, m.temporal_attention",
+    "attribute": "import bt_adapter; bt_adapter.temporal_attention(torch.zeros(1, 2, 1, 3, 1, 4))",
+    "other": "import bt_adapter.branch",
+}
+END = '''
+from importlib import import_module
+from bt_adapter import temporal_attention
+assert temporal_attention is import_module("bt_adapter.temporal_attention").temporal_attention
+assert temporal_attention is bt_adapter.temporal_attention and callable(temporal_attention)
+'''
+for order in itertools.permutations(STEPS, 2):
+    if os.fork() == 0:
+        try:
+            for step in order:
+                exec(STEPS[step], {"torch": torch})
+            exec("import bt_adapter" + END, {})
+            os._exit(0)
+        finally:
+            print(order, sys.exc_info()[1], flush=True)
+            os._exit(1)
+    os.wait()
+"""
+
+
+def test_a_function_may_have_the_name_of_its_module():
+    assert python(ORDERS) == ""
 
 
 def test_imports_are_required():

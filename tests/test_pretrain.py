@@ -672,9 +672,9 @@ def test_a_clip_for_validation_is_not_trained_on(examples, tmp_path, packed):
 def bta_pretrain(*arguments, cwd):
     code = (
         "import sys; from dataclasses import replace; from bt_adapter import pretrain as room; "
-        "from bt_adapter.console import run; "
+        "from bt_adapter.cli.pretrain import main; "
         "room.PRESETS['quick'] = replace(room.QUICK, objects=2); "
-        "sys.argv[0] = 'bta-pretrain'; run(room.app)"
+        "sys.argv[0] = 'bta-pretrain'; main()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
@@ -732,7 +732,7 @@ def test_command_judges_held_out_clips(examples, tmp_path):
         (["--validation", "v.csv"], "--validation is of use with --data only"),
         (["--preset", "paper"], "18 clips for each of 1 to 240 objects, not 640 clips"),
         (["--save-every", "0"], "--save-every"),
-        (["--data", "c.csv", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),
+        (["--data", "taken", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(arguments, message, tmp_path):

@@ -11,10 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from tiny_runs import problems
 
 from bt_adapter import recognition, retrieval
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig, BTAdapter
+from bt_adapter.cli.evaluate import main
 from bt_adapter.datasets import (
     crop_frames,
     encode_tokens,
@@ -28,7 +30,6 @@ from bt_adapter.recognition import (
     class_features,
     class_names,
     judge_recognition,
-    main,
 )
 from bt_adapter.retrieval import ranks, recall_at_k, wrong_orders
 from bt_adapter.small_clip import new_clip
@@ -249,8 +250,9 @@ def refused(monkeypatch, capsys, message, *arguments):
     monkeypatch.setattr(retrieval, "embed", None)
     assert run(monkeypatch, *arguments) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
-    assert message in printed.err and not printed.out
+    told = problems(printed.err)
+    assert told.startswith("error: ") and told.count("\n") == 1, told
+    assert message in told and not printed.out
 
 
 @pytest.fixture

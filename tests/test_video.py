@@ -326,17 +326,186 @@ def test_a_file_that_has_changed(tmp_path):
         read_clip(path)
 
 
-@pytest.mark.parametrize("options", [{}, {"bf": "0"}, {"bf": "8"}, {"g": "12"}, {"g": "1"}])
-def test_the_frames_are_those_of_decord_where_it_is_right(tmp_path, options):
-    import decord  # not before torch, whose matrix products it breaks then
+# ---------- decord gives the same frames, or one sentence
 
-    noise = np.random.default_rng(0).integers(0, 256, (120, 12, 20, 3), dtype=np.uint8)
-    path = encode(tmp_path / "a.mp4", noise.repeat(8, 1).repeat(8, 2), options=options)
-    reader = decord.VideoReader(str(path), num_threads=1)
-    for frames in (1, 8, 50, 120):
-        expected = reader.get_batch(sample_indices(120, frames).tolist()).asnumpy()
-        assert np.array_equal(read_clip(path, frames), expected)
+REFUSED = {  # by decord, with a word of the reason
+    "open_groups.mp4": "open",
+    "hevc.mp4": "open",
+    "b_frames.avi": "avi",
+    "old.mpg": "mpeg",
+    "broadcast.ts": "mpegts",
+}
 
+
+def both(path, *args, **kwargs):
+    """A clip from decord, which must be what PyAV gives; or what is said instead."""
+    ours = read_clip(path, *args, **kwargs)
+    try:
+        theirs = read_clip(path, *args, **kwargs, reader="decord")
+    except ClipError as error:
+        message = str(error)
+        assert f"{path} with decord: " in message and 'reader="pyav"' in message
+        assert "\n" not in message and message.count(".") - str(path).count(".") <= 1
+        return message
+    assert torch.equal(ours, theirs)
+    return theirs
+
+
+def moving(count, height=96, width=160):
+    """uint8 (count, height, width, 3): coloured noise that walks."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    shown = np.stack([np.roll(noise, (i // 2, i), (0, 1)) for i in range(count)])
+    return shown.repeat(4, 1).repeat(4, 2)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_decord_gives_the_same_frames_or_says_why_not(tmp_path, name, capfd):
+    path = encode(tmp_path / name, moving(150), **KINDS[name])
+    data = path.read_bytes()
+    for frames in (1, 8, 150, 155):
+        dice = [torch.Generator().manual_seed(frames) for _ in range(2)]
+        if name in REFUSED:
+            assert REFUSED[name] in both(path, frames)
+            continue
+        assert len(both(path, frames)) == len(both("memory", frames, data=data)) == frames
+        assert len(both(path, frames, span=(1.5, 4))) == frames
+        drawn = [
+            read_clip(path, frames, generator, reader=reader)
+            for generator, reader in zip(dice, ("pyav", "decord"), strict=True)
+        ]
+        assert torch.equal(*drawn)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("keyint", [1, 2, 12, 250])
+def test_decord_between_many_key_frames(tmp_path, keyint):
+    options = {"x264-params": f"keyint={keyint}:bframes=2:b-adapt=0"}
+    path = encode(tmp_path / "keys.mp4", moving(60), options=options)
+    for frames in (1, 7, 60):
+        assert len(both(path, frames)) == frames
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_decord_turns_clips_upright(tmp_path, degrees):
+    path = encode(tmp_path / "turned.mp4", moving(30))
+    turn(path, degrees)
+    assert both(path, 8).shape[1:3] == ((96, 160) if degrees == 180 else (160, 96))
+
+
+def test_decord_and_a_variable_frame_rate(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).integers(1, 400, 90)).tolist()
+    path = encode(tmp_path / "vfr.mp4", moving(90), times=times)
+    assert len(both(path, 90)) == 90 and len(both(path, 5, span=(20, 40))) == 5
+
+
+def test_decord_and_widths(tmp_path):
+    """Padded to 8, 16, 32 or 64 pixels, some lines are a whole number of widths long."""
+    for width in (2, 8, 12, 16, 24, 32, 48, 72, 96, 144):
+        path = encode(tmp_path / "width.mp4", moving(5, 96, 256)[:, :, :width])
+        assert f"lines of {width} pixels" in both(path, 5)
+    for width in (10, 14, 22, 64, 100, 128, 160, 176, 256):
+        path = encode(tmp_path / "width.mp4", moving(5, 96, 256)[:, :, :width])
+        assert both(path, 5).shape[2] == width
+
+
+@pytest.mark.parametrize(
+    "name, settings, word",
+    [
+        ("lines.mp4", dict(options={"x264-params": "interlaced=1"}), "interlaced h264"),
+        ("ten_bits.mp4", dict(pix_fmt="yuv420p10le"), "yuv420p10le"),
+        ("lossless.mkv", dict(codec="ffv1", pix_fmt="bgr0"), "ffv1"),
+        ("vp8.webm", dict(codec="libvpx"), "hidden"),
+        (
+            "refreshed.mkv",
+            dict(options={"x264-params": "intra-refresh=1:keyint=5:bframes=0"}),
+            "open",
+        ),
+    ],
+)
+def test_where_decord_would_give_other_frames(tmp_path, name, settings, word):
+    assert word in both(encode(tmp_path / name, moving(40), **settings), 8)
+
+
+def test_decord_counts_frames_that_an_edit_list_hides(tmp_path):
+    path = encode(tmp_path / "cut.mp4", moving(60))
+    cut_start(path, 7)
+    assert "hidden" in both(path, 8)
+
+
+@pytest.mark.parametrize("how", ["fails", "counts", "measures"])
+def test_what_decord_gives_is_counted_and_measured(tmp_path, monkeypatch, how):
+    import decord
+
+    class Reader(decord.VideoReader):
+        def __len__(self):
+            return super().__len__() + (how == "counts")
+
+        def get_batch(self, indices):
+            if how == "fails":
+                raise decord.DECORDError("threaded_decoder.cc:218: Check failed")
+            found = super().get_batch(indices).asnumpy()
+            padded = np.concatenate([found, found], -1) if how == "measures" else found
+            return decord.nd.array(padded)
+
+    path = encode(tmp_path / "a.mp4", moving(40))
+    monkeypatch.setattr(decord, "VideoReader", Reader)
+    assert "fails, or gives other pictures" in both(path, 8)
+
+
+def test_files_that_are_no_clips_are_told_before_decord_sees_them(tmp_path, capfd):
+    for name, words in broken_files(tmp_path).items():
+        with pytest.raises(ClipError, match=words) as error:
+            read_clip(tmp_path / name, reader="decord")
+        assert "decord" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_two_readers(tmp_path):
+    path = encode(tmp_path / "a.mp4", moving(8))
+    for call in (lambda: read_clip(path, reader="opencv"), lambda: read_clips([path], reader=None)):
+        with pytest.raises(ValueError, match=r"No reader is called .* pyav, decord") as error:
+            call()
+        assert not isinstance(error.value, ClipError)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_many_clips_with_decord(tmp_path, workers):
+    fine = encode(tmp_path / "a.mp4", moving(40))
+    other = encode(tmp_path / "b.avi", moving(40), **KINDS["b_frames.avi"])
+    first, refused, again = read_clips([fine, other, fine], 8, workers, reader="decord")
+    assert torch.equal(first, read_clip(fine)) and torch.equal(first, again)
+    assert isinstance(refused, ClipError) and "with decord: " in str(refused)
+
+
+# ---------- torch first, then decord
+
+
+def run(*lines):
+    """A process of its own: its exit status, and the warnings that it gave."""
+    code = "\n".join(["import warnings; warnings.simplefilter('default')", *lines])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.returncode, done.stderr.count("decord was imported before torch")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("import decord, torch", "import bt_adapter.masking", "import bt_adapter.video"),
+        ("import bt_adapter, decord", "import bt_adapter.video", "import bt_adapter.video"),
+    ],
+)
+def test_who_imported_decord_before_torch_is_warned_once(lines):
+    assert run(*lines) == (0, 1)
+
+
+def test_the_reader_imports_torch_first(tmp_path):
+    path = encode(tmp_path / "a.mp4", moving(20))
+    reads = f"from bt_adapter.video import read_clip; read_clip({str(path)!r}, reader='decord')"
+    product = "torch.randn(512, 512) @ torch.randn(512, 512)"
+    assert run(reads, "import torch", product) == (0, 0)
+
+
+# ---------- any encoder, any damage
 
 ENCODERS = {
     "keyint": (1, 2, 5, 12, 250),
@@ -358,14 +527,16 @@ def test_any_settings_of_the_encoder(tmp_path, seed):
     dice = random.Random(seed)
     chosen = [f"{name}={dice.choice(values)}" for name, values in ENCODERS.items()]
     noise = np.random.default_rng(seed).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    moving = np.stack([np.roll(noise, (i // 2, i), (0, 1)) for i in range(70)])
+    shown = np.stack([np.roll(noise, (i // 2, i), (0, 1)) for i in range(70)])
     path = tmp_path / dice.choice(["a.mp4", "a.mkv", "a.mov"])
-    encode(path, moving.repeat(4, 1).repeat(4, 2), options={"x264-params": ":".join(chosen)})
+    wider = shown.repeat(4, 1).repeat(4, 2).repeat(2, 2)
+    encode(path, wider, options={"x264-params": ":".join(chosen)})
     with av.open(str(path)) as container:
         every = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     for frames in (1, 7, 70):
         wanted = every[sample_indices(70, frames).numpy()]
         assert np.array_equal(read_clip(path, frames), wanted), chosen
+        both(path, frames)
 
 
 class Asked(set):

@@ -29,3 +29,9 @@ class Source:
             text = torch.randn(12, 20, generator=generator)
             names = [f"clip {i}" for i in range(12)][self.share]
             yield Batch(names, states[self.share], text[self.share])
+
+
+def problems(stderr):
+    """What a command says on the standard error, but for the line that says what is begun."""
+    lines = stderr.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.endswith(" ...\n"))

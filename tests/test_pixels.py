@@ -1,0 +1,45 @@
+"""Resizing, cutting and normalizing frames: the bits of torchvision."""
+
+import pytest
+import torch
+
+from bt_adapter.pixels import fit, normalize, resize
+
+
+def random_clip(draw, longest=150):
+    t, h, w = (int(torch.randint(1, n, (), generator=draw)) for n in (4, longest, longest))
+    return torch.randint(0, 256, (t, h, w, 3), generator=draw, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("margin", [1.0, 256 / 224])
+def test_fitting_is_torchvisions(margin):
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(200):
+        clip, size = random_clip(draw), torch.randint(1, 90, (2,), generator=draw).tolist()
+        frames = clip.permute(0, 3, 1, 2)
+        scale = max(size[0] / clip.shape[1], size[1] / clip.shape[2]) * margin
+        whole = [max(w, round(n * scale)) for n, w in zip(clip.shape[1:3], size, strict=True)]
+        theirs = functional.resize(frames, whole, InterpolationMode.BICUBIC)
+        assert torch.equal(resize(frames, whole), theirs)
+        assert torch.equal(fit(clip, size, margin), functional.center_crop(theirs, size))
+
+
+def test_slices_of_a_longer_video_are_no_exception():
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    video = random_clip(torch.Generator().manual_seed(2)).repeat(8, 1, 1, 1)
+    for part in (video[2:3], video[::3], video[:, 5:-5, 3:-8], video[1:2, :, ::2]):
+        theirs = functional.resize(part.permute(0, 3, 1, 2), [33, 47], InterpolationMode.BICUBIC)
+        assert torch.equal(resize(part.permute(0, 3, 1, 2), (33, 47)), theirs)
+
+
+def test_normalizing_is_torchvisions():
+    from torchvision.transforms.v2 import functional
+
+    clip = random_clip(torch.Generator().manual_seed(3)).permute(0, 3, 1, 2)
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    theirs = functional.normalize(clip.float().div_(255), mean, std)
+    assert torch.equal(normalize(clip, mean, tuple(std)), theirs)
+    assert clip.dtype == torch.uint8
