@@ -164,7 +164,8 @@ def block_parts(block: nn.Module) -> dict:
     "The parts of Eq. 1 in a CLIP layer. Raises ValueError for layers that compute something else."
     attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
     kind = type(block).__name__
-    if kind == "ResidualAttentionBlock" and isinstance(block.ls_1, nn.Identity):
+    unscaled = isinstance(getattr(block, "ls_1", nn.Identity()), nn.Identity)
+    if isinstance(attention, nn.MultiheadAttention) and hasattr(mlp, "c_fc") and unscaled:
         qkv = attention.in_proj_weight, attention.in_proj_bias
         names = dict(norm1=block.ln_1, norm2=block.ln_2, out=attention.out_proj)
         return dict(qkv=qkv, fc1=mlp.c_fc, activation=mlp.gelu, fc2=mlp.c_proj, **names)

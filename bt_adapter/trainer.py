@@ -30,6 +30,7 @@ from bt_adapter.losses import (
     video_text_contrastive,
 )
 from .masking import keep_patches, tube_mask
+from .muon import Muon
 from .precision import PRECISIONS, fast_dtype
 from bt_adapter.runs import (
     RunLog,
@@ -134,11 +135,8 @@ def _check_config(config):
 
 # %% ../nbs/23_trainer.ipynb #ad6f7eac
 def half_precision(device: torch.device) -> torch.dtype:
-    "bf16 where the device multiplies in it; else fp16 on a GPU and fp32 on a processor."
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    return fast_dtype()
+    "What the device is fast in."
+    return fast_dtype(device)
 
 
 def fast_pass(device: torch.device, precision: torch.dtype) -> ExitStack:
@@ -262,7 +260,7 @@ def optimisers(branch: nn.Module, config: PretrainConfig) -> list[torch.optim.Op
         raise ValueError(f"No rate is for {', '.join(left)}: end with names=('',), which fits all.")
     decay, made = config.weight_decay, []
     if groups["muon"]:
-        made.append(torch.optim.Muon(groups["muon"], weight_decay=decay))
+        made.append(Muon(groups["muon"], weight_decay=decay))
     if groups["adamw"]:
         made.append(torch.optim.AdamW(groups["adamw"], betas=(0.9, 0.98), weight_decay=decay))
     return made

@@ -285,7 +285,8 @@ def module_with(fault, folder):
         source = source.replace(before, after)
     name = "fault_" + re.sub(r"\W", "_", fault or "none")
     path = folder / f"{name}.py"
-    path.write_text(source.replace("bt_adapter::", f"{name}::"))
+    source = source.replace("bt_adapter::", f"{name}::").replace("from .", "from bt_adapter.")
+    path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
