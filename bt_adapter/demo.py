@@ -81,10 +81,11 @@ def write_samples(
 def encode_files(
     model: BTAdapter,
     paths: list[Path],  # b video files
+    reader: str = "pyav",  # or "decord", as in `read_clip`
 ) -> dict[str, torch.Tensor]:  # frozen CLIP's and BT-Adapter's embeddings, (b, c) of unit length
     "Read and encode clips. The first unreadable one raises its ClipError."
     frozen, ours = [], []
-    for clip in progress(read_clips(paths), "reading and encoding", len(paths)):
+    for clip in progress(read_clips(paths, reader=reader), "reading and encoding", len(paths)):
         if isinstance(clip, ClipError):
             raise clip
         frames = model.clip.transform(clip)[None]
@@ -316,9 +317,10 @@ def look(
     model: BTAdapter,
     paths: list[Path],
     captions: list[str] | None,  # to rank; None if the paths are the shipped clips
+    reader: str = "pyav",  # of the clips
 ) -> dict[str, list[dict]]:
     "What both encoders see in some clips, as tables."
-    videos = encode_files(model, paths)
+    videos = encode_files(model, paths, reader)
     if captions is None:
         return shipped_results(model, videos)
     return own_results(model, videos, list(map(str, paths)), captions)

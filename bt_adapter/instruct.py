@@ -443,17 +443,19 @@ def said_of(
     most: int = 12,  # tokens of an answer
 ) -> list[str]:
     "Greedy answers to one question about many clips."
+    from transformers import DynamicCache
+
     projector = model.get_submodule("model.multi_modal_projector")
     video = [model.config.image_token_id] * projector(tokens[:1, 1:]).shape[1]
     form, ids = TEMPLATES["smollm2"], []
     for piece in written(tokenizer, form, question, first=True):
         ids += video if piece is None else piece
     options = dict(input_ids=torch.tensor([ids] * len(tokens)), pixel_values=tokens)
-    cache, found = None, []
+    cache, found = DynamicCache(), []
     while len(found) < most:
-        out = model(**options, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(**options, cache=cache, use_cache=True, logits_to_keep=1)
         found.append(out.logits[:, -1].argmax(-1))
-        cache, options = out.past_key_values, dict(input_ids=found[-1][:, None])
+        options = dict(input_ids=found[-1][:, None])
         if all(tokenizer.eos_token_id in row for row in torch.stack(found, 1).tolist()):
             break
     texts = tokenizer.batch_decode(torch.stack(found, 1), skip_special_tokens=False)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VISION', 'TEXT', 'LayerNorm', 'ResidualAttentionBlock', 'Transformer', 'ImageTower', 'PlainCLIP', 'byte_characters',
-           'merge_pairs', 'Tokenizer', 'is_plain', 'read_plain_clip', 'read_tokenizer']
+           'merge_pairs', 'Tokenizer', 'is_plain', 'load_plain_clip', 'load_tokenizer']
 
 # %% ../nbs/workshop/plain_clip.ipynb #0c822963
 import gzip
@@ -223,7 +223,7 @@ def is_plain(config: dict) -> bool:
     return vision.keys() == VISION and text.keys() == TEXT and all(type(n) is int for n in numbers)
 
 
-def read_plain_clip(
+def load_plain_clip(
     folder: Path,  # with open_clip_config.json and open_clip_model.safetensors
 ) -> PlainCLIP | None:
     "The CLIP in a folder; None where only open_clip can build it."
@@ -247,7 +247,7 @@ def read_plain_clip(
     return model
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
     "The tokenizer of a CLIP folder: its merges, its length."
     config = json.loads((folder / "open_clip_config.json").read_text())
     return Tokenizer(folder / "merges.txt.gz", config["model_cfg"]["text_cfg"]["context_length"])

@@ -599,9 +599,9 @@ def pretrain_small_clip(
 ) -> dict[str, float]:  # what it can do, and what it cannot
     "Train the small CLIP on pictures of Moving Shapes, judge and save it."
     make_folder(out)
-    started = time.time()
+    started = time.monotonic()
     train_clip(out, steps, seed, on_step)
-    seconds, clip = round(time.time() - started), load_clip(str(out))
+    seconds, clip = round(time.monotonic() - started), load_clip(str(out))
     cosines = opposite_cosines(clip, world.gallery("validation"))
     figures = {
         "R@1 of a frame, percent": 100 * static_recall(clip),

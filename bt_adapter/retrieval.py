@@ -32,6 +32,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from .backbone import FrozenCLIP, fingerprint
 from .branch import BTAdapter
@@ -122,11 +124,17 @@ def rank_figures(
 
 # %% ../nbs/30_retrieval.ipynb #d94f4483
 def recall_at_k(
-    similarity: torch.Tensor,  # (queries, candidates), higher means nearer
+    similarity: Float[Tensor, "queries candidates"],  # higher means nearer
     ks: Sequence[int] = (1, 5, 10),
-    targets: torch.Tensor | None = None,  # (queries,) each query's match; None: its own number
+    targets: Int[Tensor, " queries"] | None = None,  # each query's match; None: its own number
 ) -> dict[str, float]:  # "R@1" and so on, in percent as in the paper's tables
-    "Percentage of queries whose match is among the first K, ties counted against the model."
+    """Percentage of queries whose match is among the first K, ties counted against the model.
+
+    Raises:
+        ValueError: for ks that are no whole numbers of 1 or more, and targets that do not fit.
+    Source:
+        section 4.2 and Table 2 of the paper.
+    """
     if not isinstance(ks, Sequence) or not ks or not all(isinstance(k, int) and k > 0 for k in ks):
         raise ValueError(f"ks must be whole numbers of 1 or more such as (1, 5, 10), not {ks!r}")
     similarity = torch.as_tensor(similarity)

@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
 from tqdm import tqdm
 
 import bt_adapter
@@ -108,7 +107,7 @@ def _board(folder, start):
         return None
     return SummaryWriter(folder / "tensorboard", purge_step=start)
 
-
+# %% ../nbs/06_runs.ipynb #9c2e51d7
 class RunLog:
     "What a run shows and keeps of each step: log.csv, TensorBoard and a progress bar."
 
@@ -117,7 +116,8 @@ class RunLog:
         rows = [row for row in zip(*old.values()) if row[0] < start]
         lines = [",".join(old), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
         write_safely(self.path, "".join(f"{line}\n" for line in lines if rows).encode())
-        self.file, self.board, self.last = self.path.open("a"), _board(folder, start), time.time()
+        self.file, self.board = self.path.open("a"), _board(folder, start)
+        self.last = time.monotonic()
         tenth = dict(miniters=max(1, steps // 10), mininterval=0, maxinterval=math.inf)
         often = {} if sys.stderr.isatty() else tenth
         self.bar = tqdm(total=steps, initial=start, desc=what, dynamic_ncols=True, **often)
@@ -129,22 +129,20 @@ class RunLog:
         for part in filter(None, (self.bar, self.board, self.file)):
             part.close()
 
-# %% ../nbs/06_runs.ipynb #f6a50484
-@patch
-def add(self: RunLog, step: int, clips: int, loss: float, figures: dict[str, float]):
-    "A row: the step, the loss, other figures, clips per second."
-    now = time.time()
-    rate, self.last = clips / max(now - self.last, 1e-9), now
-    row = dict(step=step, loss=loss) | figures | {"clips/s": rate}
-    if not self.file.tell():
-        self.file.write(",".join(row) + "\n")
-    self.file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
-    self.file.flush()
-    if self.board:
-        for name, value in row.items():
-            self.board.add_scalar(name, value, step)
-    self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} clips/s", refresh=False)
-    self.bar.update()
+    def add(self, step: int, clips: int, loss: float, figures: dict[str, float]):
+        "A row: the step, the loss, other figures, clips per second."
+        now = time.monotonic()
+        rate, self.last = clips / max(now - self.last, 1e-9), now
+        row = dict(step=step, loss=loss) | figures | {"clips/s": rate}
+        if not self.file.tell():
+            self.file.write(",".join(row) + "\n")
+        self.file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
+        self.file.flush()
+        if self.board:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, step)
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} clips/s", refresh=False)
+        self.bar.update()
 
 # %% ../nbs/06_runs.ipynb #562d08b2
 def save_curves(folder: Path, pictures: dict[str, list[str]]):

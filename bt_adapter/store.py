@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from fastcore.basics import patch
 
 from .backbone import FrozenCLIP
 from .runs import make_folder, write_safely
@@ -123,50 +122,40 @@ class FeatureStore:
         own = dict(clip=key.clip, view=key.view, stamp=key.stamp)
         return {name: str(value) for name, value in (own | asdict(self.settings)).items()}
 
-# %% ../nbs/23_store.ipynb #239bb8a6
-@patch
-def _open(self: FeatureStore, key: Key, read: Callable):
-    "What `read` finds in a good entry; KeyError where there is none."
-    from safetensors import SafetensorError, safe_open
+    def _open(self, key: Key, read: Callable):
+        "What `read` finds in a good entry; KeyError where there is none."
+        from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(self.path(key), "pt") as file:
-            if file.metadata() == self.about(key):
-                return read(file)
-        self.noticed["of a file that has changed"] += 1
-    except FileNotFoundError:
-        pass
-    except (SafetensorError, OSError):
-        self.noticed["damaged"] += 1
-    raise KeyError(key)
+        try:
+            with safe_open(self.path(key), "pt") as file:
+                if file.metadata() == self.about(key):
+                    return read(file)
+            self.noticed["of a file that has changed"] += 1
+        except FileNotFoundError:
+            pass
+        except (SafetensorError, OSError):
+            self.noticed["damaged"] += 1
+        raise KeyError(key)
 
+    def __getitem__(self, key: Key) -> torch.Tensor:  # (last or 1, t, 1 + l, d)
+        return self._open(key, lambda file: file.get_tensor("states"))
 
-@patch
-def __getitem__(self: FeatureStore, key: Key) -> torch.Tensor:  # (last or 1, t, 1 + l, d)
-    return self._open(key, lambda file: file.get_tensor("states"))
+    def __contains__(self, key: Key) -> bool:
+        try:
+            return self._open(key, lambda file: True)
+        except KeyError:
+            return False
 
+    def __setitem__(self, key: Key, states: torch.Tensor):  # (last, t, 1 + l, d)
+        from safetensors.torch import save
 
-@patch
-def __contains__(self: FeatureStore, key: Key) -> bool:
-    try:
-        return self._open(key, lambda file: True)
-    except KeyError:
-        return False
+        path, kept = self.path(key), states if self.settings.kept == "all" else states[:1]
+        path.parent.mkdir(exist_ok=True)
+        states = kept.detach().cpu().contiguous()
+        write_safely(path, save(dict(states=states), self.about(key)))
 
-# %% ../nbs/23_store.ipynb #7837b270
-@patch
-def __setitem__(self: FeatureStore, key: Key, states: torch.Tensor):  # (last, t, 1 + l, d)
-    from safetensors.torch import save
-
-    path, kept = self.path(key), states if self.settings.kept == "all" else states[:1]
-    path.parent.mkdir(exist_ok=True)
-    states = kept.detach().cpu().contiguous()
-    write_safely(path, save(dict(states=states), self.about(key)))
-
-
-@patch
-def __len__(self: FeatureStore) -> int:
-    return sum(1 for _ in self.folder.glob("??/*.safetensors"))
+    def __len__(self) -> int:
+        return sum(1 for _ in self.folder.glob("??/*.safetensors"))
 
 # %% ../nbs/23_store.ipynb #1260b896
 def put_states(

@@ -1,16 +1,21 @@
 """Frozen CLIPs of every kind: open_clip's own, timm's, those in Hugging Face's names, bad ones."""
 
+import copy
+import logging
+import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_clip, tiny_eva
+from tiny import TEXT, VISION, Tower, shake, tiny_clip, tiny_eva
 
-from bt_adapter.backbone import FrozenCLIP, load_clip, samples_folder
+from bt_adapter import backbone
+from bt_adapter.backbone import FrozenCLIP, frames_at_once, load_clip, samples_folder
 from bt_adapter.released import load_released
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -72,7 +77,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu", "EVA02-B-16"])
 def test_named_models(name):
-    clip = load_clip(name)
+    clip = load_clip(name, pretrained="random")
     frames = random_frames(clip, 1, 2)
     last_state_is_encode_image(clip, frames)
     assert clip.encode_text(["a red circle"]).shape == (1, clip.joint_width)
@@ -83,7 +88,7 @@ def test_named_models(name):
 @pytest.mark.parametrize("name", ["ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu", "EVA01-g-14"])
 def test_large_named_models(name):
     """In full size, once: up to a billion parameters."""
-    clip = load_clip(name)
+    clip = load_clip(name, pretrained="random")
     states = last_state_is_encode_image(clip, random_frames(clip, 1, 1))
     assert states[0].shape[3] == clip.width and len(clip.blocks) in (24, 40)
 
@@ -93,6 +98,273 @@ def test_the_names_of_the_paper_are_known(name):
     import open_clip
 
     assert name in open_clip.list_models() and open_clip.list_pretrained_tags_by_model(name)
+
+
+# --- towers: those that read their CLS token, and others ---
+
+
+def open_clip_tower(**vision):
+    """A CLIP of open_clip with settings of its image tower."""
+    return tiny_clip(**vision)
+
+
+def timm_tower(kind="VisionTransformer", **settings):
+    """A small timm trunk as open_clip holds it."""
+    import timm
+
+    torch.manual_seed(0)
+    sizes = dict(img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=20)
+    trunk = getattr(timm.models, kind)(**(sizes | settings))
+    shake(trunk)
+    return of_tower(Tower(trunk, 16))
+
+
+def of_tower(tower):
+    model = torch.nn.Module()
+    model.visual, model.encode_image = tower, tower.forward
+    return FrozenCLIP(model, None, "tiny")
+
+
+def coca(**vision):
+    import open_clip
+
+    torch.manual_seed(0)
+    words = dict(context_length=8, vocab_size=50, width=16, heads=2, layers=2)
+    model = open_clip.CoCa(20, words, TEXT, VISION | dict(output_tokens=True) | vision)
+    shake(model)
+    return FrozenCLIP(model, None, "tiny")
+
+
+ACCEPTED = {
+    "as OpenAI's": lambda: open_clip_tower(quick_gelu=True),
+    "norm after pooling": lambda: open_clip_tower(final_ln_after_pool=True),
+    "no norm before": lambda: open_clip_tower(no_ln_pre=True),
+    "fixed positions": lambda: open_clip_tower(pos_embed_type="sin_cos_2d"),
+    "layer scale": lambda: open_clip_tower(ls_init_value=0.1),
+    "patch dropout": lambda: open_clip_tower(patch_dropout=0.5),
+    "CoCa without a pooler": coca,
+    "EVA-01": tiny_eva,
+    "EVA-02": lambda: tiny_eva(use_rot_pos_emb=True, swiglu_mlp=True),
+    "EVA, norm after pooling": lambda: tiny_eva(use_fc_norm=True),
+    "timm's ViT": lambda: timm_tower(global_pool="token"),
+}
+REFUSED = {
+    "CLIPA": lambda: open_clip_tower(pool_type="avg", final_ln_after_pool=True),
+    "average": lambda: open_clip_tower(pool_type="avg"),
+    "CoCa": lambda: coca(attentional_pool=True, attn_pooler_heads=4),
+    "CoCa, parallel": lambda: coca(attentional_pool="parallel", attn_pooler_heads=4),
+    "attention": lambda: open_clip_tower(attentional_pool=True, attn_pooler_heads=4),
+    "PE-Core": lambda: tiny_eva(global_pool="map"),
+    "EVA, average": lambda: tiny_eva(global_pool="avg"),
+    "SigLIP": lambda: timm_tower(global_pool="map", class_token=False),
+    "average in timm": lambda: timm_tower(global_pool="avg"),
+    "registers": lambda: timm_tower(global_pool="token", reg_tokens=2),
+    "CLS without a position": lambda: timm_tower(global_pool="token", no_embed_class=True),
+    "no positions": lambda: tiny_eva(use_abs_pos_emb=False, use_rot_pos_emb=True),
+}
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_encode_video_is_the_mean_of_encode_image(kind):
+    clip = ACCEPTED[kind]()
+    frames = random_frames(clip, 2, 3)
+    with torch.no_grad():
+        images = clip.model.encode_image(frames.flatten(0, 1))
+    images = torch.nn.functional.normalize(images, dim=-1).unflatten(0, (2, 3))
+    expected = torch.nn.functional.normalize(images.mean(1), dim=-1)
+    torch.testing.assert_close(clip.encode_video(frames), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_towers_that_do_not_read_their_cls_token_are_refused(kind):
+    with pytest.raises(ValueError, match="reads an image off its CLS token") as caught:
+        REFUSED[kind]()
+    assert "\n" not in str(caught.value) and "tiny" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["RN50", "convnext_base"])
+def test_named_towers_of_another_kind_are_refused(name):
+    with pytest.raises(ValueError, match=f"that of {name} does not"):
+        load_clip(name, pretrained="random")
+
+
+# --- a module like others ---
+
+
+def test_calling_it_is_encode_video_and_hooks_hear_it():
+    clip, heard = tiny_clip(), []
+    assert not clip.training and not any(module.training for module in clip.modules())
+    frames = random_frames(clip)
+    clip.register_forward_hook(lambda _m, given, out: heard.append(out))
+    assert torch.equal(clip(frames), clip.encode_video(frames))
+    assert torch.equal(heard[0], clip.encode_video(frames))
+    assert torch.equal(torch.compile(clip, backend="eager")(frames), heard[0])
+
+
+def test_its_methods_are_in_its_source():
+    import inspect
+
+    shown = inspect.getsource(FrozenCLIP)
+    for name in ("forward", "layer_outputs", "encode_text", "encode_video", "transform"):
+        assert f"def {name}(" in shown
+    left = [name for name in backbone.__all__ if getattr(backbone, name) is None]
+    assert not left and not hasattr(backbone, "encode_video")
+
+
+def test_a_fingerprint_is_taken_only_when_it_is_asked_for(monkeypatch):
+    taken, take = [], backbone.fingerprint
+    monkeypatch.setattr(backbone, "fingerprint", lambda v: taken.append(1) or take(v))
+    clip = load_clip("moving-shapes")
+    clip.to("cpu")
+    assert not taken
+    assert clip.fingerprint == clip.fingerprint and len(taken) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_fingerprint_is_that_of_the_weights_as_they_were_loaded(dtype):
+    wanted = tiny_clip().fingerprint
+    assert tiny_clip().to(dtype).fingerprint == wanted
+    assert torch.nn.Sequential(tiny_clip()).to(dtype)[0].fingerprint == wanted
+    assert copy.deepcopy(tiny_clip()).to(dtype).float().fingerprint == wanted
+    assert pickle.loads(pickle.dumps(tiny_clip().to(dtype))).fingerprint == wanted
+
+
+# --- chunks on CPUs ---
+
+
+def test_chunks_are_as_large_as_they_may_be():
+    wide = 257 * 4096  # ViT-L/14
+    assert frames_at_once(7, wide, torch.float32) == 7
+    assert frames_at_once(8, wide, torch.float32) == 4
+    assert frames_at_once(8, wide, torch.bfloat16) == 8
+    assert frames_at_once(192, 65 * 384, torch.float32) == 192  # the shipped CLIP
+    assert frames_at_once(400, 65 * 384, torch.float32) == 16
+    assert frames_at_once(3, 2**24, torch.float32) == 1
+
+
+@pytest.mark.parametrize("make", [tiny_clip, tiny_eva])
+@pytest.mark.parametrize("mapped", [1, 6_000, 20_000])
+def test_chunks_change_nothing(make, mapped, monkeypatch):
+    from bt_adapter.released import input_of
+    from bt_adapter.strategies import entry_of
+
+    clip = make().double()  # in which rounding is far below what is asked
+    frames = random_frames(clip, 3, 5)
+
+    def all_of():
+        entry = input_of(clip, frames, clip.blocks[3]), entry_of(clip, frames, 2)
+        return [*clip.layer_outputs(frames, 3), *entry, clip.encode_video(frames)]
+
+    whole, runs = all_of(), []
+    monkeypatch.setattr(backbone, "MAPPED", mapped)
+    clip.model.visual.register_forward_pre_hook(lambda _m, args: runs.append(len(args[0])))
+    for ours, wanted in zip(all_of(), whole, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-6)
+    assert max(runs) < 15 and sum(runs) == 4 * 15
+
+
+# --- what is told ---
+
+
+def told(record):
+    return [str(warning.message) for warning in record]
+
+
+def test_random_weights_are_told_once_and_asked_for_in_silence(caplog):
+    with pytest.warns(UserWarning, match="ViT-S-32-alt has random weights") as record:
+        clip = load_clip("ViT-S-32-alt")
+    assert len(told(record)) == 1 and "\n" not in told(record)[0] and not caplog.records
+    assert clip.pretrained == "random"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_clip("ViT-S-32-alt", "random").pretrained == "random"
+        assert load_clip("moving-shapes").pretrained is None
+
+
+def test_others_are_heard_while_open_clip_loads(monkeypatch, caplog):
+    import open_clip
+
+    make, root = open_clip.create_model, logging.getLogger()
+
+    def with_noise(*args, **more):
+        root.warning("somebody else")
+        return make(*args, **more)
+
+    monkeypatch.setattr(open_clip, "create_model", with_noise)
+    before = root.level, list(root.filters)
+    load_clip("ViT-S-32-alt", "random")
+    assert [record.message for record in caplog.records] == ["somebody else"]
+    assert before == (root.level, list(root.filters))
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "mine.pt"
+    torch.save(load_clip("ViT-S-32-alt", "random").model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quickgelu"])
+def test_a_file_runs_with_the_activation_that_is_asked_for(weights_file, activation):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip = load_clip("ViT-S-32-alt", weights_file, activation=activation)
+    assert clip.activation == clip.card["activation"] == activation
+    kinds = {type(block.mlp.gelu).__name__.lower() for block in clip.blocks}
+    assert kinds == {activation} and clip.card["pretrained"] == str(weights_file)
+
+
+def test_a_file_whose_activation_nobody_chose_is_told(weights_file):
+    with pytest.warns(UserWarning, match="runs with GELU.*activation='quickgelu'") as record:
+        clip = load_clip("ViT-S-32-alt", weights_file)
+    assert len(told(record)) == 1 and clip.activation == "gelu"
+
+
+def test_an_activation_that_a_clip_cannot_have_is_refused():
+    with pytest.raises(ValueError, match="activation must be one of gelu, quickgelu, not 'relu'"):
+        load_clip("ViT-B-32", "random", activation="relu")
+    own = load_clip("moving-shapes").activation
+    other = {"gelu": "quickgelu", "quickgelu": "gelu"}[own]
+    assert load_clip("moving-shapes", activation=own).activation == own
+    with pytest.raises(ValueError, match=f"moving-shapes runs with {own}, not {other}"):
+        load_clip("moving-shapes", activation=other)
+    assert tiny_eva().activation is None
+
+
+def test_weights_beside_a_name_that_has_its_own_are_refused():
+    with pytest.raises(ValueError, match="moving-shapes has weights of its own"):
+        load_clip("moving-shapes", "random")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_told_with_file_and_tensor(tmp_path, weights_file, value):
+    state = torch.load(weights_file)
+    state["visual.ln_pre.weight"][3] = value
+    torch.save(state, tmp_path / "bad.pt")
+    sentence = r"bad\.pt holds NaN or infinity, first in visual\.ln_pre\.weight"
+    with pytest.raises(ValueError, match=sentence):
+        load_clip("ViT-S-32-alt", tmp_path / "bad.pt", activation="gelu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("method", ["__call__", "encode_video", "layer_outputs"])
+def test_pixels_that_are_no_numbers_are_told(method, value):
+    clip = tiny_clip()
+    frames = random_frames(clip)
+    frames[1, 2, 0, 3, 4] = value
+    with pytest.raises(ValueError, match="frames hold NaN or infinity"):
+        getattr(clip, method)(frames, *[1] * (method == "layer_outputs"))
+
+
+def test_large_numbers_are_numbers():
+    clip = tiny_clip()
+    clip.layer_outputs(torch.full((1, 1, 3, 16, 16), 3e38), 1)  # their sum is infinite
+    clip.half().layer_outputs(torch.full((1, 1, 3, 16, 16), 6e4, dtype=torch.float16), 1)
+
+
+def test_pixels_as_read_are_no_frames():
+    with pytest.raises(ValueError, match=r"not pixels in torch\.uint8"):
+        tiny_clip().encode_video(torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8))
 
 
 # --- Hugging Face's names ---
@@ -320,7 +592,11 @@ def test_a_folder_loads_as_the_shipped_clip_does(tmp_path):
     assert torch.equal(shipped.encode_text(texts), copied.encode_text(texts))
 
 
-@pytest.mark.parametrize("texts", ["one string", [], [""], ["good", "  "]], ids=repr)
+@pytest.mark.parametrize(
+    "texts",
+    ["one string", [], [""], ["good", "  "], None, 5, [3], ["good", None], b"bytes", [["a"]]],
+    ids=repr,
+)
 def test_captions_must_be_a_list_of_words(texts):
     with pytest.raises(ValueError, match="a list of at least one caption, none of them empty"):
         tiny_clip().encode_text(texts)

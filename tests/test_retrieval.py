@@ -578,7 +578,7 @@ def test_released_weights_stand_beside_trained_ones(folders, released, monkeypat
         (["cut.pth"], "cut.pth is no checkpoint, or it is damaged"),
         (["resnet.pth"], "resnet.pth: This checkpoint holds no branch of BT-Adapter"),
         (["whole.pth", "--heads", "5"], "whole.pth: A width of 24 cannot be shared among 5 heads"),
-        (["whole.pth"], "whole.pth: A width of 24 cannot be shared among 0 heads"),
+        (["whole.pth"], "whole.pth: A width of 24 is none of OpenAI's CLIPs"),
         (["branch.bin"], "branch.bin: This checkpoint holds the branch alone"),
         (["branch.bin", "--clip", "gelu"], "belongs beside a CLIP with QuickGELU"),
         (["branch.bin", "--clip", "moving-shapes"], "is 24 wide, and moving-shapes 96"),

@@ -44,7 +44,7 @@ def tiny_eva(seed: int = 0, **changes) -> FrozenCLIP:
 
     torch.manual_seed(seed)
     sizes = dict(img_size=16, patch_size=8, embed_dim=24, depth=5, num_heads=3, mlp_ratio=4.3637)
-    trunk = Eva(num_classes=20, global_pool="token", **(sizes | changes))
+    trunk = Eva(num_classes=20, **(sizes | dict(global_pool="token") | changes))
     shake(trunk, seed)
     model = nn.Module()
     model.visual = Tower(trunk, 16)

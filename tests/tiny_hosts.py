@@ -1,5 +1,7 @@
 """Image chat models of a few thousand random weights, one of each family, and byte words."""
 
+import warnings
+
 import pytest
 import torch
 from tiny import shake
@@ -25,6 +27,21 @@ def tiny_llama(seed=0, **changes):
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
     config = LlamaConfig(vocab_size=WORDS, max_position_embeddings=160, **sizes, **changes)
     return LlamaForCausalLM(config).eval()
+
+
+def tiny_lora(language, folder, **kind):
+    """A LoRA of random weights for a language model, as peft saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", **kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks transformers for an old name
+        lora = get_peft_model(language, config)
+    generator = torch.Generator().manual_seed(7)
+    for name, weight in lora.named_parameters():
+        if "lora_" in name:
+            weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
+    lora.save_pretrained(folder, save_embedding_layers=False)
 
 
 def llava(next=False, vision=None, **changes):
