@@ -430,7 +430,7 @@ class Run:
 
     def __init__(self, folder: Path, resume: bool = False, save_every: int = 50):
         self.folder, self.resume, self.save_every = Path(folder), resume, save_every
-        self.checkpoint, self.started = self.folder / "checkpoint.pt", time.time()
+        self.checkpoint, self.started = self.folder / "checkpoint.pt", time.monotonic()
         make_folder(self.folder)  # before the work: a bad path costs nothing
         if self.checkpoint.is_file() and not resume:
             raise ValueError(
@@ -488,7 +488,7 @@ def finish(self: Run, model: BTAdapter, config: PretrainConfig, same: dict, **ca
     if self.main:
         gates = list(gate_means(model.branch))
         save_curves(self.folder, dict(losses=["vtc", "mbta", "mbca"], gates=gates))
-        seconds = round(time.time() - self.started)
+        seconds = round(time.monotonic() - self.started)
         settings = dict(settings=asdict(config), seconds=seconds, run=same)
         write_card(self.folder, "bta-pretrain", **settings, **card)
         self.checkpoint.unlink(missing_ok=True)
