@@ -461,6 +461,20 @@ def test_decord_counts_frames_that_an_edit_list_hides(tmp_path):
     assert "hidden" in both(path, 8)
 
 
+def test_decord_and_a_file_of_two_videos(tmp_path):
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", 25) for _ in range(2)]
+        for stream in streams:
+            stream.height, stream.width = 96, 160
+        for picture in moving(10):
+            for stream in streams:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        for stream in streams:
+            container.mux(stream.encode())
+    assert "more than one video" in both(path, 8)
+
+
 @pytest.mark.parametrize("how", ["fails", "counts", "measures"])
 def test_what_decord_gives_is_counted_and_measured(tmp_path, monkeypatch, how):
     import decord
