@@ -1167,6 +1167,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'bt_adapter/strategies.py'),
                                        'bt_adapter.strategies.OpenSTAN.encode_states': ( 'strategies.html#openstan.encode_states',
                                                                                          'bt_adapter/strategies.py'),
+                                       'bt_adapter.strategies.OpenSTAN.encode_video': ( 'strategies.html#openstan.encode_video',
+                                                                                        'bt_adapter/strategies.py'),
                                        'bt_adapter.strategies.STAN': ('strategies.html#stan', 'bt_adapter/strategies.py'),
                                        'bt_adapter.strategies.STAN.__init__': ('strategies.html#stan.__init__', 'bt_adapter/strategies.py'),
                                        'bt_adapter.strategies.STAdapter': ('strategies.html#stadapter', 'bt_adapter/strategies.py'),
