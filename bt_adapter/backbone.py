@@ -6,7 +6,7 @@
 __all__ = ['TOWER', 'TRUNK', 'MAPPED', 'ACTIVATIONS', 'tower_parts', 'pooling_of', 'check_pooling', 'record_outputs',
            'fingerprint', 'all_finite', 'check_frames', 'check_clip', 'check_texts', 'preprocessing', 'frames_at_once',
            'FrozenTower', 'FrozenCLIP', 'samples_folder', 'without_open_clips_warnings', 'check_named', 'check_weights',
-           'load_clip', 'tell_choices']
+           'tell_choices', 'load_clip']
 
 # %% ../nbs/10_backbone.ipynb #efd3acae
 import difflib
@@ -431,6 +431,26 @@ def check_weights(weights: Iterable[tuple[str, Tensor]], source: str | Path):
                 "its training has failed, or it is damaged."
             )
 
+# %% ../nbs/10_backbone.ipynb #b1a5e0fc
+def tell_choices(clip: FrozenCLIP, pretrained: str | None, activation: str | None):
+    "Warns of what nobody chose; ValueError for an activation that a CLIP cannot have."
+    if activation and clip.activation != activation:
+        have = clip.activation or "an activation of its own"
+        raise ValueError(f"{clip.name} runs with {have}, not {activation}: leave out activation.")
+    if clip.pretrained == "random" and not pretrained:
+        warnings.warn(
+            f"{clip.name} has random weights: name others by pretrained, such as 'openai', or "
+            "ask for these with pretrained='random'.",
+            stacklevel=3,
+        )
+    unsaid = clip.activation == "gelu" and not activation
+    if unsaid and pretrained and Path(pretrained).is_file():
+        warnings.warn(
+            f"{clip.name} runs with GELU, for neither its name nor a file says otherwise: weights "
+            "of OpenAI's family need activation='quickgelu'; 'gelu' silences this.",
+            stacklevel=3,
+        )
+
 # %% ../nbs/10_backbone.ipynb #5e72bd7a
 def load_clip(
     name: str | Path,  # an open_clip model such as "ViT-L-14", a folder, or "moving-shapes"
@@ -470,23 +490,3 @@ def load_clip(
     is_file = pretrained and Path(pretrained).is_file()
     check_weights(clip.model.named_parameters(), pretrained if is_file else name)
     return clip
-
-
-def tell_choices(clip: FrozenCLIP, pretrained: str | None, activation: str | None):
-    "Warns of what nobody chose; ValueError for an activation that a CLIP cannot have."
-    if activation and clip.activation != activation:
-        have = clip.activation or "an activation of its own"
-        raise ValueError(f"{clip.name} runs with {have}, not {activation}: leave out activation.")
-    if clip.pretrained == "random" and not pretrained:
-        warnings.warn(
-            f"{clip.name} has random weights: name others by pretrained, such as 'openai', or "
-            "ask for these with pretrained='random'.",
-            stacklevel=3,
-        )
-    unsaid = clip.activation == "gelu" and not activation
-    if unsaid and pretrained and Path(pretrained).is_file():
-        warnings.warn(
-            f"{clip.name} runs with GELU, for neither its name nor a file says otherwise: weights "
-            "of OpenAI's family need activation='quickgelu'; 'gelu' silences this.",
-            stacklevel=3,
-        )

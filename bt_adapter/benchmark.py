@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from fastcore.basics import patch
-
 import bt_adapter
 from .progress import progress
 
@@ -293,77 +291,69 @@ class ModelJudge:
     def name(self) -> str:
         return f"{self.model}, {self.aspect}"
 
-# %% ../nbs/54_conversation_benchmark.ipynb #949377d0
-@patch
-def request(self: ModelJudge, item: Item) -> dict:
-    "Everything that is asked."
-    return dict(model=self.model, temperature=0, messages=messages(item, self.aspect))
+    def request(self, item: Item) -> dict:
+        "Everything that is asked."
+        return dict(model=self.model, temperature=0, messages=messages(item, self.aspect))
 
-# %% ../nbs/54_conversation_benchmark.ipynb #d061f2a1
-@patch
-def _client(self: ModelJudge):
-    "openai's client, made when it is needed first: replayed replies need no key."
-    if not hasattr(self, "_made"):
+    def _client(self):
+        "openai's client, made when it is needed first: replayed replies need no key."
+        if not hasattr(self, "_made"):
+            try:
+                from openai import OpenAI
+            except ImportError:
+                raise ValueError(
+                    "A model as judge needs the extra: pip install -e '.[chat]' in a clone."
+                ) from None
+            if not os.environ.get("OPENAI_API_KEY"):
+                raise ValueError(
+                    "OPENAI_API_KEY is not set: put the judge's key there, or any word for a "
+                    "server that asks for none."
+                )
+            options = dict(timeout=self.timeout, max_retries=self.retries)
+            self._made = OpenAI(base_url=self.base_url, **options)
+        return self._made
+
+    def _ask(self, asked: dict) -> tuple[str, str]:  # reply, version of the model
+        "One reply. Raises SetupError, or OSError if the server does not manage this time."
+        import openai
+
+        client = self._client()
         try:
-            from openai import OpenAI
-        except ImportError:
-            raise ValueError(
-                "A model as judge needs the extra: pip install -e '.[chat]' in a clone."
-            ) from None
-        if not os.environ.get("OPENAI_API_KEY"):
-            raise ValueError(
-                "OPENAI_API_KEY is not set: put the judge's key there, or any word for a server "
-                "that asks for none."
-            )
-        options = dict(timeout=self.timeout, max_retries=self.retries)
-        self._made = OpenAI(base_url=self.base_url, **options)
-    return self._made
+            made = client.chat.completions.create(**asked)
+            return made.choices[0].message.content or "", made.model or self.model
+        except (
+            openai.AuthenticationError,
+            openai.PermissionDeniedError,
+            openai.NotFoundError,
+        ) as error:
+            reason = f"{type(error).__name__}, status {error.status_code}"
+            raise SetupError(f"The judge {self.model} cannot be asked: {reason}.") from None
+        except openai.APIStatusError as error:
+            raise OSError(f"status {error.status_code}") from None
+        except openai.APIError as error:
+            raise OSError(type(error).__name__) from None
+        except (AttributeError, TypeError, IndexError, ValueError):
+            raise OSError("the reply is no completion") from None
+
+    def judge(self, item: Item) -> Verdict:
+        "The verdict of the model, replayed if it was given before."
+        asked = self.request(item)
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        with self.replies.asking[key]:
+            if key not in self.replies.known:
+                try:
+                    reply, version = self._ask(asked)
+                except OSError as error:
+                    return Verdict(error=str(error))
+                found = dict(item=item.id, reply=reply, version=version, date=today())
+                self.replies.add(dict(key=key) | found)
+        row = self.replies.known[key]
+        correct = read_correct(row["reply"]) if self.aspect == "qa" else None
+        return Verdict(read_score(row["reply"]), correct, row["version"], row["date"])
 
 # %% ../nbs/54_conversation_benchmark.ipynb #6279f052
 class SetupError(ValueError):
     "No question can be judged like this."
-
-# %% ../nbs/54_conversation_benchmark.ipynb #1cbe385c
-@patch
-def _ask(self: ModelJudge, asked: dict) -> tuple[str, str]:  # reply, version of the model
-    "One reply. Raises SetupError, or OSError if the server does not manage this time."
-    import openai
-
-    client = self._client()
-    try:
-        made = client.chat.completions.create(**asked)
-        return made.choices[0].message.content or "", made.model or self.model
-    except (
-        openai.AuthenticationError,
-        openai.PermissionDeniedError,
-        openai.NotFoundError,
-    ) as error:
-        reason = f"{type(error).__name__}, status {error.status_code}"
-        raise SetupError(f"The judge {self.model} cannot be asked: {reason}.") from None
-    except openai.APIStatusError as error:
-        raise OSError(f"status {error.status_code}") from None
-    except openai.APIError as error:
-        raise OSError(type(error).__name__) from None
-    except (AttributeError, TypeError, IndexError, ValueError):
-        raise OSError("the reply is no completion") from None
-
-# %% ../nbs/54_conversation_benchmark.ipynb #6aa417fc
-@patch
-def judge(self: ModelJudge, item: Item) -> Verdict:
-    "The verdict of the model, replayed if it was given before."
-    asked = self.request(item)
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    with self.replies.asking[key]:
-        if key not in self.replies.known:
-            try:
-                reply, version = self._ask(asked)
-            except OSError as error:
-                return Verdict(error=str(error))
-            found = dict(item=item.id, reply=reply, version=version, date=today())
-            self.replies.add(dict(key=key) | found)
-    row = self.replies.known[key]
-    correct = read_correct(row["reply"]) if self.aspect == "qa" else None
-    return Verdict(read_score(row["reply"]), correct, row["version"], row["date"])
 
 # %% ../nbs/54_conversation_benchmark.ipynb #816d4b1b
 def until(stop: threading.Event, judge, item: Item) -> Verdict:

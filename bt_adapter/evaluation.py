@@ -31,7 +31,7 @@ OF_DATA = ("videos", "frames", "tokens", "classes", "prompt", "queries", "faiss"
 OF_DATA += ("workers",)
 LEAST = dict(clips=1, frames=1, tokens=3, batch=1, workers=0)
 
-# %% ../nbs/workshop/evaluation.ipynb #b1b00a88
+# %% ../nbs/workshop/evaluation.ipynb #d8df787a
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     "What is evaluated, on which clips, and what is written. Raises ValueError if that cannot be."
@@ -42,6 +42,7 @@ class Evaluation:
     heads: int | None = None  # of a released CLIP, if they are not 64 wide
     clip: str | None = None  # beside released weights without one: open_clip's name, or a folder
     pretrained: str | None = None  # open_clip's tag of its weights
+    activation: str | None = None  # "gelu" or "quickgelu", where name and weights do not say
     data: Path | None = None  # annotations or shards; None: Moving Shapes
     format: str = "table"  # of the annotations
     videos: Path | None = None  # folder of the clips; None: that of the annotations
@@ -65,6 +66,8 @@ class Evaluation:
     def __post_init__(self):
         if not self.released and (self.heads or self.clip or self.pretrained or not self.gates):
             raise ValueError("--no-gates, --heads, --clip and --pretrained belong to --released")
+        if self.activation and not self.clip:
+            raise ValueError("--activation belongs to --clip")
         named = self.clip and self.clip != "moving-shapes" and not Path(self.clip).is_dir()
         if named and not self.pretrained:
             raise ValueError(

@@ -137,7 +137,7 @@ def clip_settings(asked: Evaluation) -> ClipSettings:
 # %% ../nbs/32_recognition.ipynb #551ad4b5
 def load_asked(asked: Evaluation) -> dict:
     "The adapters that were asked for, on their device."
-    beside = asked.clip and load_clip(asked.clip, asked.pretrained)
+    beside = asked.clip and load_clip(asked.clip, asked.pretrained, activation=asked.activation)
     folders = asked.adapters or ([] if asked.released else ["moving-shapes"])
     settings = dict(heads=asked.heads, gated=asked.gates, clip=beside)
     models = retrieval.load_adapters(folders, asked.released or [], **settings)
@@ -145,11 +145,13 @@ def load_asked(asked: Evaluation) -> dict:
 
 # %% ../nbs/32_recognition.ipynb #10a04fb2
 def check_device(name: str):
-    "Raises ValueError for a device that is not there."
+    "Raises ValueError for a device that is not there, or cannot compute."
     try:
-        torch.empty(0, device=name)
+        torch.ones(2, device=name).sum().item()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {name!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"there is no device {name!r} that computes: {str(error).splitlines()[0]}"
+        ) from error
 
 # %% ../nbs/32_recognition.ipynb #714d0194
 def check_asked(asked: Evaluation):

@@ -2,14 +2,18 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import shake, tiny_clip, tiny_eva
 
 from bt_adapter.branch import (
+    COMBINATIONS,
     CONVENTIONS,
     Branch,
     BranchConfig,
@@ -288,6 +292,48 @@ def test_temporal_attention_lets_a_frame_know_of_the_others():
     assert not torch.allclose(a, b, atol=1e-4)
 
 
+def test_the_adapter_is_a_module_like_any_other():
+    model, video, keep = adapter(), random_frames(), tube_mask(2, L, 0.5)
+    expected = model.encode_video(video)
+    assert all(map(torch.equal, model(video), expected))
+    assert all(map(torch.equal, model(video, keep), model.encode_video(video, keep)))
+    seen = []
+    for name in ("", "branch", "branch.temporal.0", "branch.gates.0"):
+        part = model.get_submodule(name)
+        part.register_forward_hook(lambda module, args, out, name=name: seen.append(name))
+    model(video)
+    assert [name for name in seen if name != "branch.gates.0"] == [
+        "branch.temporal.0",
+        "branch",
+        "",
+    ]
+    assert seen.count("branch.gates.0") == 2  # the video CLS and the patches
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_adapter_compiles():
+    model, video, keep = adapter(), random_frames(), tube_mask(2, L, 0.5)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for given in ((video,), (video, keep)):
+            for ours, expected in zip(compiled(*given), model(*given), strict=True):
+                torch.testing.assert_close(ours, expected)
+    states = model.clip.layer_outputs(video, model.config.states)
+    whole = torch.compile(model.encode_states, backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(states, keep), model.encode_states(states, keep))
+    with pytest.raises(RuntimeError, match="keep must hold whole numbers from 0 to 3"):
+        whole(states, keep + 4)
+
+
+def test_clip_stays_in_evaluation_mode():
+    model = BTAdapter(tiny_clip().train())
+    for mode in (True, False, True):
+        assert model.train(mode) is model and model.training == model.branch.training == mode
+        assert not any(m.training for m in model.clip.modules())
+    model.clip.train()
+    assert not any(m.training for m in model.train().clip.modules())
+
+
 def test_a_training_step_leaves_clip_bit_equal():
     model = adapter()
     before = {name: value.clone() for name, value in model.clip.state_dict().items()}
@@ -417,6 +463,17 @@ def test_as_many_layers_as_clip_has_need_the_released_pairing():
         BTAdapter(tiny_clip(), BranchConfig(layers=5))
 
 
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_no_parameter_is_left_without_a_gradient(combination, convention, layers):
+    """DistributedDataParallel stops at a parameter that no loss reaches."""
+    model = adapter(combination=combination, layers=layers, convention=convention, align=False)
+    features = model(random_frames())
+    (features.embedding.sum() + features.patches.sin().sum()).backward()
+    assert all(p.grad is not None for p in model.branch.parameters())
+
+
 def test_max_frames():
     model = BTAdapter(tiny_clip(), BranchConfig(max_frames=3))
     assert model.encode_video(random_frames(frames=3)).patches.shape == (2, 3, L, D)
@@ -485,7 +542,7 @@ def test_saved_and_loaded_is_bit_equal(tmp_path, convention):
     model = adapter(clip, layers=3, max_frames=9, convention=convention, final="addition")
     model.save_pretrained(tmp_path / "made" / "on the way")
     again = BTAdapter.from_pretrained(tmp_path / "made" / "on the way", clip)
-    assert again.config == model.config
+    assert again.config == model.config and not any(m.training for m in again.modules())
     pairs = zip(model.branch.state_dict().items(), again.branch.state_dict().items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
     video = random_frames()
@@ -515,16 +572,126 @@ def test_a_repository_of_the_hub_is_a_folder(tmp_path, monkeypatch):
     BTAdapter(clip, BranchConfig(layers=1)).save_pretrained(tmp_path)
     asked = []
 
-    def fetch(name, allow_patterns):
-        asked.append(name)
+    def fetch(name, revision, allow_patterns):
+        asked.append((name, revision))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     again = BTAdapter.from_pretrained("someone/an-adapter", clip)
-    assert asked == ["someone/an-adapter"] and again.config.layers == 1
+    assert again.config.layers == 1
+    BTAdapter.from_pretrained("someone/an-adapter@v1.0", clip)
+    BTAdapter.from_pretrained("someone/an-adapter", clip, revision="0123abc")
+    BTAdapter.from_pretrained("someone/an-adapter@v1.0", clip, revision="v1.0")
+    assert asked == [("someone/an-adapter", r) for r in (None, "v1.0", "0123abc", "v1.0")]
+    with pytest.raises(ValueError, match="names another revision than 'v2'"):
+        BTAdapter.from_pretrained("someone/an-adapter@v1.0", clip, revision="v2")
+    with pytest.raises(ValueError, match="Only a hub's OWNER/NAME has revisions"):
+        BTAdapter.from_pretrained(tmp_path, clip, revision="v2")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: 1 / 0)
     with pytest.raises(ValueError, match="no folder here, and the model hub does not give it"):
         BTAdapter.from_pretrained("someone/nothing", clip)
+
+
+class FakeHub:
+    "Keeps what would be sent to the hub."
+
+    def __init__(self, token=None):
+        self.calls.append(("token", token))
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        self.calls.append(("repository", repo_id, private, exist_ok))
+
+    def create_branch(self, repo_id, *, branch, exist_ok):
+        self.calls.append(("branch", repo_id, branch, exist_ok))
+
+    def upload_folder(self, *, repo_id, folder_path, revision, commit_message):
+        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        self.calls.append(("files", repo_id, revision, files))
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+
+def test_an_adapter_goes_to_the_hub_in_one_commit_with_a_card(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(FakeHub, "calls", [], raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    clip = tiny_clip()
+    model = adapter(clip, layers=2, max_frames=9)
+    told = dict(made="40 steps on 3 clips", license_id="apache-2.0", private=True, token="secret")
+    where = model.push_to_hub("someone/small", revision="v1", **told)
+    assert where == "https://hub/someone/small/commit/1"
+    token, repository, branch, (kind, name, revision, files) = FakeHub.calls
+    assert token == ("token", "secret") and repository == (
+        "repository",
+        "someone/small",
+        True,
+        True,
+    )
+    assert branch == ("branch", "someone/small", "v1", True)
+    assert (kind, name, revision) == ("files", "someone/small", "v1")
+    assert sorted(files) == ["README.md", "adapter.json", "adapter.safetensors"]
+    card = files.pop("README.md").decode()
+    for part in ("tiny", clip.fingerprint, "max_frames 9", "40 steps on 3 clips", "apache-2.0"):
+        assert part in card
+    assert huggingface_hub.ModelCard(card).data.license == "apache-2.0"
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    again = BTAdapter.from_pretrained(tmp_path, clip)
+    assert all(map(torch.equal, again.branch.parameters(), model.branch.parameters()))
+    FakeHub.calls.clear()
+    model.push_to_hub("someone/small")
+    *_, (_, _, revision, files) = FakeHub.calls
+    assert revision is None and "its maker has named none" in files["README.md"].decode()
+    assert huggingface_hub.ModelCard(files["README.md"].decode()).data.license is None
+
+
+@pytest.mark.parametrize("fails", [0, 1, 2, 3])
+def test_no_interruption_leaves_new_weights_beside_old_settings(tmp_path, monkeypatch, fails):
+    """The disk is full at the first or second file, or the process ends at either replacement."""
+    clip = tiny_clip()
+    old, new = adapter(clip, layers=2), adapter(clip, seed=2, layers=2, combination="addition")
+    old.save_pretrained(tmp_path)
+    steps, write, replace = [], Path.write_bytes, os.replace
+
+    def counted(step, error):
+        def act(*args):
+            steps.append(step)
+            if len(steps) == fails + 1:
+                raise error
+            return step(*args)
+
+        return act
+
+    error = OSError(28, "No space left on device") if fails < 2 else KeyboardInterrupt()
+    monkeypatch.setattr(Path, "write_bytes", counted(write, error))
+    monkeypatch.setattr(os, "replace", counted(replace, error))
+    sentence = "cannot be written: No space left" if fails < 2 else None
+    with pytest.raises(type(error), match=sentence):
+        new.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".*"))
+    if fails < 2:
+        found = BTAdapter.from_pretrained(tmp_path, clip)
+        assert found.config == old.config
+        assert torch.equal(found.branch.time, old.branch.time)
+    else:
+        with pytest.raises(ValueError, match=r"adapter\.json missing"):
+            BTAdapter.from_pretrained(tmp_path, clip)
+
+
+def test_an_adapter_of_one_layer_with_a_gate_too_many_is_read(tmp_path):
+    """As saved before a branch of one layer in the released convention lost its unused gate."""
+    from safetensors.torch import load_file, save_file
+
+    clip = tiny_clip()
+    model = adapter(clip, layers=1, convention="released")
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter.safetensors")
+    weights["gates.1.w_b"], weights["gates.0.w_b"] = weights["gates.0.w_b"], torch.zeros(D)
+    save_file(weights, tmp_path / "adapter.safetensors")
+    again = BTAdapter.from_pretrained(tmp_path, clip)
+    pairs = zip(model.branch.state_dict().items(), again.branch.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
 def test_a_missing_folder_and_a_missing_file_are_told_apart_by_name(tmp_path):
@@ -590,9 +757,28 @@ def test_too_few_states_and_a_mask_of_another_clip_are_refused():
     states = model.clip.layer_outputs(random_frames(), K + 1)
     with pytest.raises(ValueError, match="reads 5 states, not 4"):
         model.encode_states(states[1:])
-    for keep in (torch.tensor([[0, 1]]), torch.tensor([[0], [9]])):
-        with pytest.raises(ValueError, match=r"^keep"):
+    for keep in (torch.tensor([[0, 1]]), torch.tensor([[0], [9]]), torch.zeros(2, 1, 1, 1).long()):
+        with pytest.raises(ValueError, match=r"^keep must"):
             model.encode_states(states, keep)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_places_that_are_not_there_are_refused_before_anything_reads_them(kernels):
+    model = by_kernels(adapter()) if kernels else adapter()
+    states = model.clip.layer_outputs(random_frames(), K + 1)
+    tube, loose = torch.tensor([[0, 2], [1, 3]]), torch.zeros(2, T, 2, dtype=torch.long)
+    for keep, last in ((tube, L), (loose, T * L)):
+        model.encode_states(states, keep)
+        for wrong in (-1, last):
+            keep = keep.clone()
+            keep[1, 0] = wrong
+            with pytest.raises(
+                ValueError, match=f"^keep must hold whole numbers from 0 to {last - 1}"
+            ):
+                model.encode_states(states, keep)
+    for mask in (torch.ones(2, L, dtype=torch.bool), torch.ones(2, T, L, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"mask\.nonzero\(\)\[:, 1\]"):
+            model.encode_states(states, mask)
 
 
 def test_layers_of_another_design_are_refused_by_name():
@@ -640,6 +826,47 @@ def test_the_branch_by_kernels_is_the_branch(masked, convention):
         results.append([features.embedding, features.patches, *gradients, *maps])
     for ours, expected in zip(*results, strict=True):
         assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-5
+
+
+def test_the_backend_of_a_layer_decides_on_a_gpu_too():
+    pytest.importorskip("triton")
+    layer = TemporalLayer(D, H, "random")
+    patches = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    assert layer.by_kernels(patches)
+    for layer.backend in ("reference", "bmm", "sdpa"):
+        assert not layer.by_kernels(patches)
+    layer.backend = "triton"
+    assert layer.by_kernels(patches)
+    patches.dtype = torch.float64
+    assert not layer.by_kernels(patches)
+    layer.backend = "cuda"
+    with pytest.raises(ValueError, match="backend must be one of reference, sdpa, bmm, triton"):
+        layer(torch.zeros(1, T, L, D))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_weights_are_folded_in_fp32_where_bf16_is_emulated(autocast, monkeypatch):
+    from bt_adapter import branch, temporal_attention
+
+    seen = []
+    kind = torch.float32 if autocast else torch.bfloat16
+    a, b = torch.randn(2, D, D).to(kind).unbind()
+
+    class Products(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op._schema.name == "aten::mm":
+                seen.append(args[0].dtype)
+            return op(*args, **(kwargs or {}))
+
+    results = []
+    for fast in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(temporal_attention, "fast_dtype", lambda fast=fast: fast)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Products():
+            results.append(branch.weight_product(a, b))
+    assert seen == [torch.bfloat16, torch.float32]
+    assert results[1].dtype == kind
+    exact = a.double() @ b.double()
+    assert (results[1] - exact).abs().max() <= 4e-3 * exact.abs().max()
 
 
 @pytest.mark.usefixtures("mended")

@@ -62,6 +62,8 @@ WRONG = {
     "evaluate --data file --format vatex": "No format is called 'vatex'",
     "evaluate --data file --settings mine": "must be paper or released",
     "evaluate --heads 3": "belong to --released",
+    "evaluate --activation gelu": "--activation belongs to --clip",
+    "pretrain --activation relu": "activation must be gelu or quickgelu",
     "evaluate --clips 0": "--clips must be 1 or more",
     "pretrain --preset huge": "use quick or full or paper or released",
     "pretrain --steps 0": "steps must be 1 or more",
@@ -209,6 +211,20 @@ def test_our_own_warnings_are_notes(capsys):
         warnings.simplefilter("always")
         console.run(app)
     assert capsys.readouterr().err == "note: the weights are random\n"
+
+
+@pytest.mark.parametrize("fast", ["float32", "bfloat16"])
+def test_bf16_where_it_is_slow_is_a_note(monkeypatch, capsys, fast):
+    import torch
+
+    from bt_adapter import precision
+    from bt_adapter.cli.pretrain import tell_if_slow
+
+    monkeypatch.setattr(precision, "fast_dtype", lambda: getattr(torch, fast))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tell_if_slow(None)
+    tell_if_slow("bf16")
+    assert capsys.readouterr().err.count("slow in bf16") == (fast == "float32")
 
 
 def test_only_commands_parse_arguments():

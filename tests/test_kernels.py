@@ -285,7 +285,8 @@ def module_with(fault, folder):
         source = source.replace(before, after)
     name = "fault_" + re.sub(r"\W", "_", fault or "none")
     path = folder / f"{name}.py"
-    path.write_text(source.replace("bt_adapter::", f"{name}::"))
+    source = source.replace("bt_adapter::", f"{name}::").replace("from .", "from bt_adapter.")
+    path.write_text(source)
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -424,9 +425,11 @@ def test_the_roofline_names_what_binds():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to time on")
-def test_nothing_is_timed_without_a_gpu():
-    with pytest.raises(ValueError, match="There is no GPU here: nothing was timed"):
-        kernels.gpu_times((1, 8, 2, 3, 1, 16), "fp16")
+def test_nothing_is_timed_without_a_gpu(tmp_path):
+    script = [sys.executable, ROOT / "tests/benchmarks/kernels.py", "--times", tmp_path / "t.csv"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 1 and not (tmp_path / "t.csv").exists()
+    assert done.stderr == "There is no GPU here: nothing was timed.\n"
 
 
 # --- where it cannot run ---
@@ -621,3 +624,20 @@ def test_rows_that_do_not_belong_together_are_refused(change, words):
     case = dict(zip(names, row_case(False, True))) | change
     with pytest.raises(ValueError, match=words):
         enter_layer(**case)
+
+
+@pytest.mark.parametrize("keep", [[[0, 2, 7], [1, 2, 4]], [[0, 2, 6], [-1, 2, 4]]], ids=str)
+@pytest.mark.parametrize("first", [False, True])
+def test_places_that_are_not_there_are_never_read(first, keep):
+    case = list(row_case(first, True))
+    case[2] = torch.tensor(keep)
+
+    def refused():
+        with pytest.raises(ValueError, match=r"^keep must hold whole numbers from 0 to 6"):
+            enter_layer(*case)
+
+    assert trace(refused) == []  # no kernel began
+    mask = torch.zeros(2, 7, dtype=torch.bool).scatter(1, row_case(first, True)[2], True)
+    case[2] = mask[:, :3]
+    with pytest.raises(ValueError, match=r"^keep must list the places that stay, not mark them"):
+        enter_layer(*case)

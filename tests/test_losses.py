@@ -90,6 +90,29 @@ def test_a_sharp_temperature_and_long_features_stay_finite():
     assert video_text_contrastive(x.half(), x.half()) < 1e-5
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_number_is_told_with_its_rows(name, value, side):
+    call, *shapes = CALLS[name]
+    inputs = [torch.randn(shape) for shape in shapes]
+    inputs[side][2].view(-1)[-1] = value
+    argument = r"(video|text|teacher|student|patches) must be finite"
+    with pytest.raises(ValueError, match=rf"^{argument}, but .* in rows \[2\]\.$"):
+        call(*inputs)
+
+
+def test_a_loop_may_look_for_itself():
+    tokens, rows = torch.full((2, 1, 1, 3), torch.nan), torch.ones(2, 3)
+    free = dict(check_finite=False)
+    losses = [
+        video_text_contrastive(tokens[:, 0, 0], rows, **free),
+        masked_branching_token_alignment(tokens, tokens, **free),
+        masked_branching_cross_modal_alignment(tokens, rows, **free),
+    ]
+    assert all(loss.isnan() for loss in losses)
+
+
 def test_gradients_flow_to_the_trained_side_only():
     teacher, student = torch.randn(2, 2, 3, 4, 8)
     student.requires_grad_()

@@ -1,6 +1,7 @@
 """Masks over many sizes, and what must not slip through."""
 
 import math
+import re
 from fractions import Fraction
 
 import pytest
@@ -71,6 +72,23 @@ def test_gathering_works_under_a_full_graph_compile():
     assert torch.equal(compiled(patches, keep), keep_patches(patches, keep))
 
 
+def test_a_compiled_program_refuses_places_that_are_not_there_too():
+    compiled = torch.compile(keep_patches, fullgraph=True, backend="eager")
+    patches, keep = torch.randn(2, 3, 16, 4), tube_mask(2, 16, 0.7)
+    compiled(patches, keep)
+    for wrong in (keep - 16, keep + 16):
+        with pytest.raises(RuntimeError, match="keep must hold whole numbers from 0 to 15"):
+            compiled(patches, wrong)
+
+
+def test_the_sentence_for_a_boolean_mask_says_what_to_do():
+    patches, keep = torch.randn(2, 3, 16, 4), tube_mask(2, 16, 0.7)
+    mask = torch.zeros(2, 16, dtype=torch.bool).scatter(1, keep, True)
+    with pytest.raises(ValueError, match=re.escape("mask.nonzero()[:, 1].view(len(mask), -1)")):
+        keep_patches(patches, mask)
+    assert torch.equal(mask.nonzero()[:, 1].view(len(mask), -1), keep)
+
+
 @pytest.mark.parametrize(
     ("patches", "keep"),
     [
@@ -78,9 +96,16 @@ def test_gathering_works_under_a_full_graph_compile():
         (torch.zeros(2, 3, 4, 5), torch.zeros(3, 1, dtype=torch.long)),
         (torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 1, dtype=torch.long)),
         (torch.zeros(2, 3, 4, 5), torch.full((2, 1), 4)),
+        (torch.zeros(2, 3, 4, 5), torch.tensor([[0, 1], [4, 2]])),
+        (torch.zeros(2, 3, 4, 5), torch.tensor([[0], [-1]])),
         (torch.zeros(2, 3, 4, 5), torch.zeros(2, 1)),
+        (torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, dtype=torch.uint8)),
+        (torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, dtype=torch.bool)),
     ],
-    ids=["rank", "batch", "index rank", "beyond the last patch", "fractions"],
+    ids=[
+        *("rank", "batch", "index rank", "beyond the last patch", "one beyond the last patch"),
+        *("before the first patch", "fractions", "bytes", "mask"),
+    ],
 )
 def test_a_wrong_shape_or_index_is_one_sentence(patches, keep):
     with pytest.raises(ValueError, match=r"^keep(_patches)? .*\.$"):

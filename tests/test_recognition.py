@@ -436,6 +436,7 @@ def test_faiss_finds_the_same(table, adapter, monkeypatch, capsys):
         (["--data", "plain.csv", "--csv", "plain.csv"], "has other columns"),
         (["--data", "plain.csv", "--queries", "gone/x.csv"], "a file in an existing folder"),
         (["--data", "plain.csv", "--device", "toaster"], "there is no device 'toaster'"),
+        (["--data", "plain.csv", "--device", "meta"], "there is no device 'meta' that computes"),
         (["--data", "plain.csv", "--frames", "-1"], "--frames must be 1 or more, not -1"),
         (["--data", "plain.csv", "--clips", "0"], "--clips must be 1 or more, not 0"),
         (["--data", "plain.csv", "--tokens", "1"], "--tokens must be 3 or more, not 1"),

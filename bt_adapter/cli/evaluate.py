@@ -13,7 +13,7 @@ from . import options
 from .console import command, loading, run, show
 from ..evaluation import Evaluation
 
-# %% ../../nbs/workshop/cli/evaluate.ipynb #b4d2d775
+# %% ../../nbs/workshop/cli/evaluate.ipynb #80b7c4a1
 app = command("Zero-shot retrieval and recognition: adapters and released weights beside CLIP.")
 
 
@@ -23,10 +23,11 @@ def check_files(asked: Evaluation):
         options.check_adapter(name)
     for path in asked.released:
         options.check_file(path)
+    options.check_activation(asked.activation)
     if asked.data:
         options.check_format(asked.data, asked.format)
 
-# %% ../../nbs/workshop/cli/evaluate.ipynb #62927780
+# %% ../../nbs/workshop/cli/evaluate.ipynb #811e8041
 @app.command()
 def evaluate(
     adapters: options.AdapterPaths = None,
@@ -35,6 +36,7 @@ def evaluate(
     heads: options.Heads = None,
     clip: options.Beside = None,
     pretrained: options.Pretrained = None,
+    activation: options.Activation = None,
     data: options.Data = None,
     layout: options.Format = "table",
     videos: options.Videos = None,
@@ -58,7 +60,7 @@ def evaluate(
 ):
     "Find clips by caption and captions by clip, or name what happens, beside the frozen CLIP."
     models = dict(adapters=adapters or (), released=released or (), gates=gates, heads=heads)
-    models |= dict(clip=clip, pretrained=pretrained)
+    models |= dict(clip=clip, pretrained=pretrained, activation=activation)
     where = dict(data=data, format=layout, videos=videos, split=split, clips=clips, skip=skip)
     how = dict(settings=settings, frames=frames, tokens=tokens, classes=classes, ties=ties)
     how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, device=device)

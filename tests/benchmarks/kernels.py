@@ -1,20 +1,23 @@
 """Compile the attention kernels for GPUs that need not be there, and read their machine code.
 
-    python tests/benchmarks/kernels.py [--csv FILE]
+    python tests/benchmarks/kernels.py [--csv FILE] [--times FILE]
 
 Prints a row for each kernel: registers, spills, shared memory, the width of accesses to global
 memory, bytes and instructions. Ends with an error if one spills. --csv writes the rows to a file.
+--times FILE instead times every backend on this machine's GPU, and appends the rows to FILE.
 """
 
 import argparse
 import csv
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 import triton
 
-from bt_adapter.kernels import compile_report
+from bt_adapter.kernels import DTYPES, compile_report
+from bt_adapter.temporal_attention import BACKENDS, temporal_attention
 
 HALVES = [(cc, kind) for cc in (80, 89, 90) for kind in ("fp16", "bf16")]
 GRID = [(*half, t, maps) for maps in (0, 1) for half in HALVES for t in (8, 12, 16, 32, 64)]
@@ -45,10 +48,50 @@ def rows():
             }
 
 
+def times(
+    shape: tuple[int, int, int, int, int, int] = (
+        16,
+        8,
+        256,
+        3,
+        16,
+        64,
+    ),  # of qkv: b, t, l, 3, h, c
+    dtype: str = "fp16",  # or "bf16", "fp32"
+) -> list[dict]:  # a row for each backend: device, versions, shape, milliseconds
+    "Time every backend on this machine's GPU."
+    if not torch.cuda.is_available():
+        sys.exit("There is no GPU here: nothing was timed.")
+    qkv = torch.randn(shape, device="cuda", dtype=DTYPES[dtype]).requires_grad_()
+    where = dict(device=torch.cuda.get_device_name(), torch=torch.__version__)
+    where |= dict(triton=triton.__version__, shape=" ".join(map(str, shape)), type=dtype)
+    rows = []
+    d_out = torch.randn_like(qkv[:, :, :, 0])
+    for backend in BACKENDS:
+        run = partial(temporal_attention, qkv, backend=backend)
+        back = partial(torch.autograd.grad, run(), qkv, d_out, retain_graph=True)
+        forward, backward = (triton.testing.do_bench(f, return_mode="median") for f in (run, back))
+        rows.append(where | dict(backend=backend, forward_ms=forward, backward_ms=backward))
+    return rows
+
+
+def append(path: Path, rows: list[dict]):
+    "Add rows to a CSV file; the first ones bring the header."
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--csv", type=Path, help="write the rows to this file")
+    parser.add_argument("--times", type=Path, help="time on this machine's GPU, append rows here")
     args = parser.parse_args()
+    if args.times:
+        return append(args.times, times())
     table = []
     for row in rows():
         table.append(row)

@@ -1,18 +1,21 @@
-"""CPU time of temporal attention and of a temporal layer, interleaved in one run on one thread.
+"""Time of temporal attention and of a temporal layer; the methods take turns in each round.
 
-    python tests/benchmarks/temporal_attention.py [--batch 2] [--frames 8 16 32] [--csv FILE]
+    python tests/benchmarks/temporal_attention.py [--threads 1] [--frames 8 16 32] [--csv FILE]
 
-Prints, for each shape, type and mode, the least CPU time of each method over --rounds rounds, also
-as a multiple of what the package picks. "permuted" is the usual way: copy each patch's frames side
-by side, then scaled_dot_product_attention; for a layer, nn.MultiheadAttention, then W_t, as in the
-authors' code. --csv appends the rows to a file.
+Prints, for each shape, type and mode, the least time of each method over --rounds rounds, and its
+ratio to what the package picks, round by round: lowest, median and highest. Ratios of neighbours
+hold on a busy machine, too, where times do not. "permuted" is the usual way: copy each patch's
+frames side by side, then scaled_dot_product_attention; for a layer, nn.MultiheadAttention, then
+W_t, as in the authors' code. --csv appends the rows, with the median ratio, to a file.
 """
 
 import argparse
 import csv
 import datetime
 import platform
+import statistics
 import time
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -59,22 +62,22 @@ class PermutedLayer(nn.Module):
 
 
 def forward(method, x):
-    "Seconds of CPU time for a forward pass, up to the memory layout the next layer reads."
+    "Seconds for a forward pass, up to the memory layout the next layer reads."
     with torch.no_grad():
-        start = time.process_time()
+        start = time.perf_counter()
         method(x).contiguous()
-        return time.process_time() - start
+        return time.perf_counter() - start
 
 
 def training(method, x):
-    "Seconds of CPU time for a forward and a backward pass."
+    "Seconds for a forward and a backward pass."
     x.grad = None
     if isinstance(method, nn.Module):
         method.zero_grad()
-    start = time.process_time()
+    start = time.perf_counter()
     out = method(x).contiguous()
     out.backward(out.detach())
-    return time.process_time() - start
+    return time.perf_counter() - start
 
 
 def cores(shape, kind):
@@ -99,37 +102,39 @@ def layers(shape, kind):
 
 
 def measure(methods, x, rounds):
-    "The least seconds of each method, by mode; all methods take turns within a round."
-    best = {}
-    for _ in range(rounds + 1):  # the first round warms up, and minimum forgets it
+    "The seconds of each method, round by round, by mode; all methods take turns within a round."
+    seconds = defaultdict(list)
+    for _ in range(rounds + 1):
         for mode in (forward, training):
             for name, method in methods.items():
-                seconds = mode(method, x)
-                key = mode.__name__, name
-                best[key] = min(best.get(key, seconds), seconds)
-    return best
+                seconds[mode.__name__, name].append(mode(method, x))
+    return {key: times[1:] for key, times in seconds.items()}  # the first round warms up
 
 
 def rows(part, shape, kind, rounds):
-    "One row for the CSV file a mode and method."
+    "One row for the CSV file a mode and method, and the range of its ratios."
     torch.manual_seed(0)
     methods, x, picks = (cores if part == "core" else layers)(shape, kind)
-    best = measure(methods, x, rounds)
-    for (mode, name), seconds in best.items():
-        yield {
-            "date": datetime.date.today().isoformat(),
-            "device": processor(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "part": part,
-            "b t l 3 h d/h": " ".join(map(str, shape)),
-            "type": kind,
-            "mode": mode,
-            "method": name,
-            "milliseconds": f"{1e3 * seconds:.3f}",
-            "against the pick": f"{seconds / best[mode, picks[mode]]:.2f}",
-            "picked": int(name == picks[mode]),
-        }
+    found = measure(methods, x, rounds)
+    for (mode, name), seconds in found.items():
+        ratios = [own / pick for own, pick in zip(seconds, found[mode, picks[mode]])]
+        yield (
+            {
+                "date": datetime.date.today().isoformat(),
+                "device": processor(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "part": part,
+                "b t l 3 h d/h": " ".join(map(str, shape)),
+                "type": kind,
+                "mode": mode,
+                "method": name,
+                "milliseconds": f"{1e3 * min(seconds):.3f}",
+                "against the pick": f"{statistics.median(ratios):.2f}",
+                "picked": int(name == picks[mode]),
+            },
+            (min(ratios), max(ratios)),
+        )
 
 
 def main():
@@ -140,20 +145,22 @@ def main():
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{processor()}, torch {torch.__version__}, 1 thread, least of {args.rounds} rounds")
+    torch.set_num_threads(args.threads)
+    print(f"{processor()}, torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds")
     table, cases = [], [("core", frames) for frames in args.frames] + [("layer", args.frames[0])]
     for part, frames in cases:
         shape = (args.batch, frames, args.patches, 3, args.heads, args.width // args.heads)
         for kind in TYPES:
-            for row in rows(part, shape, kind, args.rounds):
+            for row, (lowest, highest) in rows(part, shape, kind, args.rounds):
                 table.append(row)
                 mark = "<- picked" if row["picked"] else ""
                 print(
                     f"{part:5} t {frames:3}  {kind}  {row['mode']:9} {row['method']:10} "
-                    f"{row['milliseconds']:>9} ms  {row['against the pick']:>5}x {mark}"
+                    f"{row['milliseconds']:>9} ms  "
+                    f"{lowest:.2f} / {row['against the pick']} / {highest:.2f} {mark}"
                 )
     if args.csv:
         new = not args.csv.exists()
