@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from fastcore.basics import patch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -86,58 +85,53 @@ class InPlaceConfig:
 
     layers: int  # k, the last ones
     depth: int  # all there are
-    open: bool = False  # train copies of these layers
+    unfreeze: bool = False  # train copies of these layers
 
     @property
     def states(self) -> int:
         "How many states are read: those from the entry on; the entry and the last if k is all."
         return 2 if self.layers == self.depth else self.layers + 1
 
-
+# %% ../nbs/34_strategies.ipynb #5b1e7a90
 class InPlace(nn.Module):
     "What strategies in the backbone have in common."
 
-    def __init__(self, clip: FrozenCLIP, layers: int = 4, open: bool = False):
+    def __init__(self, clip: FrozenCLIP, layers: int = 4, unfreeze: bool = False):
         super().__init__()
         if not 1 <= layers <= len(clip.blocks):
             raise ValueError(f"layers must lie in 1..{len(clip.blocks)}, not {layers}")
         self.clip, self.branch = clip, nn.Module()
-        self.config = InPlaceConfig(layers, len(clip.blocks), open)
-        if open:
+        self.config = InPlaceConfig(layers, len(clip.blocks), unfreeze)
+        if unfreeze:
             self.branch.blocks = deepcopy(clip.blocks[-layers:]).requires_grad_(True)
         self.branch.align = nn.Linear(clip.width, clip.joint_width, bias=False)
 
     @property
     def blocks(self) -> nn.ModuleList:
         "The layers that are run: CLIP's, or the copies."
-        return self.branch.blocks if self.config.open else self.clip.blocks[-self.config.layers :]
+        last = self.clip.blocks[-self.config.layers :]
+        return self.branch.blocks if self.config.unfreeze else last
 
-# %% ../nbs/34_strategies.ipynb #6ec816df
-@patch
-def encode_states(
-    self: InPlace,
-    states: Sequence[torch.Tensor],  # (b, t, 1 + l, d) each; the entry among them
-    keep: torch.Tensor | None = None,  # (b, l), all patches: only a branch can be masked
-) -> VideoFeatures:
-    "Features from states of CLIP that are at hand."
-    entry = states[-min(self.config.states, len(states))]
-    if keep is not None and keep.shape[1] < entry.shape[2] - 1:
-        raise ValueError("masks are for a branch: train this strategy with mask_ratio=0")
-    state = self.change(entry.to(self.branch.align.weight.dtype))
-    patches = rearrange(state[:, :, 1:], "b s (t l) d -> b (s t) l d", l=entry.shape[2] - 1)
-    return VideoFeatures(self.clip.pool(state), patches, states[-1])
+    def encode_states(
+        self,
+        states: Sequence[torch.Tensor],  # (b, t, 1 + l, d) each; the entry among them
+        keep: torch.Tensor | None = None,  # (b, l), all patches: only a branch can be masked
+    ) -> VideoFeatures:
+        "Features from states of CLIP that are at hand."
+        entry = states[-min(self.config.states, len(states))]
+        if keep is not None and keep.shape[1] < entry.shape[2] - 1:
+            raise ValueError("masks are for a branch: train this strategy with mask_ratio=0")
+        state = self.change(entry.to(self.branch.align.weight.dtype))
+        patches = rearrange(state[:, :, 1:], "b s (t l) d -> b (s t) l d", l=entry.shape[2] - 1)
+        return VideoFeatures(self.clip.pool(state), patches, states[-1])
 
+    def encode_video(self, frames: torch.Tensor) -> VideoFeatures:
+        "Features of frames (b, t, 3, height, width); `frames` among them is the entry."
+        return self.encode_states([entry_of(self.clip, frames, self.config.layers)])
 
-@patch
-def encode_video(self: InPlace, frames: torch.Tensor) -> VideoFeatures:
-    "Features of frames (b, t, 3, height, width); `frames` among them is the entry."
-    return self.encode_states([entry_of(self.clip, frames, self.config.layers)])
-
-
-@patch
-def tokens(self: InPlace, frames: torch.Tensor) -> torch.Tensor:  # (b, t l, d)
-    "All patches of all frames."
-    return self.encode_video(frames).patches.flatten(1, 2)
+    def tokens(self, frames: torch.Tensor) -> torch.Tensor:  # (b, t l, d)
+        "All patches of all frames."
+        return self.encode_video(frames).patches.flatten(1, 2)
 
 # %% ../nbs/34_strategies.ipynb #a968e982
 class TemporalEmbedding(nn.Module):
@@ -161,8 +155,8 @@ FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.
 class JointST(InPlace):
     "All tokens of all frames in one sequence; the CLS token is the mean of the frames'."
 
-    def __init__(self, clip: FrozenCLIP, layers: int, open: bool = True):
-        super().__init__(clip, layers, open)
+    def __init__(self, clip: FrozenCLIP, layers: int, unfreeze: bool = True):
+        super().__init__(clip, layers, unfreeze)
         self.branch.time = TemporalEmbedding(clip.width)
 
     def change(self, state: torch.Tensor) -> torch.Tensor:  # (b, t, 1 + l, d) -> (b, 1, 1 + t l, d)
@@ -178,8 +172,8 @@ class JointST(InPlace):
 class SeparateST(InPlace):
     "Temporal attention before each of the last k layers."
 
-    def __init__(self, clip: FrozenCLIP, layers: int = 4, open: bool = False):
-        super().__init__(clip, layers, open)
+    def __init__(self, clip: FrozenCLIP, layers: int = 4, unfreeze: bool = False):
+        super().__init__(clip, layers, unfreeze)
         heads = clip.blocks[0].attn.num_heads
         made = [TemporalLayer(clip.width, heads, "zero") for _ in range(layers)]
         self.branch.temporal, self.branch.time = nn.ModuleList(made), TemporalEmbedding(clip.width)
@@ -257,8 +251,12 @@ class OpenSTAN(STAN):
 
     def __init__(self, clip: FrozenCLIP, layers: int = 4):
         super().__init__(clip, layers)
-        self.config = InPlaceConfig(layers, len(clip.blocks), open=True)
+        self.config = InPlaceConfig(layers, len(clip.blocks), unfreeze=True)
         self.branch.blocks = deepcopy(clip.blocks[-layers:]).requires_grad_(True)
+
+    def encode_video(self, frames: torch.Tensor) -> VideoFeatures:
+        "Features of frames (b, t, 3, height, width), of which only the entry is CLIP's."
+        return self.encode_states([entry_of(self.clip, frames, self.config.layers)])
 
     def encode_states(self, states: Sequence[torch.Tensor], keep=None) -> VideoFeatures:
         "As `BTAdapter`, from the state that enters the open layers."
@@ -269,9 +267,6 @@ class OpenSTAN(STAN):
             own.append(rearrange(tokens, "(b t) n d -> b t n d", b=len(entry)))
         *_, (cls, patches) = self.branch.layers(own, self.clip.position.to(entry.dtype), keep)
         return VideoFeatures(F.normalize(self.embed(cls, own[-1]), dim=-1), patches, own[-1])
-
-
-OpenSTAN.encode_video = InPlace.encode_video
 
 # %% ../nbs/34_strategies.ipynb #189870e2
 class Kind(NamedTuple):
@@ -286,7 +281,7 @@ STRATEGIES = {
     "ST pooling": Kind(lambda clip, k: SpatioTemporalPooling(clip), "nothing"),
     "joint-ST": Kind(lambda clip, k: JointST(clip, len(clip.blocks)), "all layers of CLIP, P^t"),
     "separate-ST": Kind(
-        lambda clip, k: SeparateST(clip, k, open=True), "temporal layers, k of CLIP, P^t"
+        lambda clip, k: SeparateST(clip, k, unfreeze=True), "temporal layers, k of CLIP, P^t"
     ),
     "separate-ST, frozen": Kind(lambda clip, k: SeparateST(clip, k), "temporal layers, P^t"),
     "ST-Adapter": Kind(lambda clip, k: STAdapter(clip, k), "bottlenecks"),

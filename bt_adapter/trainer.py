@@ -144,7 +144,9 @@ class MaskedPass(nn.Module):
         with torch.no_grad():
             kept = keep_patches(states[:, -1, :, 1:], keep).to(clip.dtype)
             teacher = clip.project(clip.norm(kept))
-        aligned = masked_branching_token_alignment(teacher, student, self.token_loss)
+        aligned = masked_branching_token_alignment(
+            teacher, student, self.token_loss, check_finite=False
+        )
         return features.embedding.float(), tokens, aligned
 
 # %% ../nbs/23_trainer.ipynb #9426b4a7
@@ -157,8 +159,8 @@ def contrast(
     "VTC (Eq. 6) and MBCA (Eq. 8)."
     mean_patch = tokens[:, None, None]
     return (
-        video_text_contrastive(video, text, tau),
-        masked_branching_cross_modal_alignment(mean_patch, text, tau),
+        video_text_contrastive(video, text, tau, check_finite=False),
+        masked_branching_cross_modal_alignment(mean_patch, text, tau, check_finite=False),
     )
 
 # %% ../nbs/23_trainer.ipynb #06798d28
