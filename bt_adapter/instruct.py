@@ -32,7 +32,7 @@ from torch import nn
 from . import moving_shapes as world
 from . import store as frozen
 from .branch import BTAdapter
-from bt_adapter.chat import (
+from .chat import (
     MERGE,
     SMOLLM2,
     TEMPLATES,
@@ -53,7 +53,7 @@ from .datasets import ClipDataset, Example, Report, read_examples
 from .pretrain import clip_states as states_of_files
 from .pretrain import fast_copy
 from .progress import progress
-from bt_adapter.runs import (
+from .runs import (
     RunLog,
     leave,
     load_checkpoint,

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .backbone import FrozenCLIP, load_tokenizer
 from .losses import video_text_contrastive
-from bt_adapter.moving_shapes import (
+from .moving_shapes import (
     BACKGROUNDS,
     COLOURS,
     MOTIONS,

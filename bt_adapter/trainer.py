@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .branch import BranchConfig, BTAdapter
-from bt_adapter.losses import (
+from .losses import (
     masked_branching_cross_modal_alignment,
     masked_branching_token_alignment,
     video_text_contrastive,
@@ -32,7 +32,7 @@ from bt_adapter.losses import (
 from .masking import keep_patches, tube_mask
 from .muon import Muon
 from .precision import PRECISIONS, fast_dtype
-from bt_adapter.runs import (
+from .runs import (
     RunLog,
     leave,
     load_checkpoint,
