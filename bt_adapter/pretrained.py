@@ -151,7 +151,7 @@ class Pretrained:
         """
         from safetensors.torch import save
 
-        from bt_adapter.runs import make_folder
+        from .runs import make_folder
 
         make_folder(Path(folder))
         backbone = {k: getattr(self.clip, k) for k in ("name", "pretrained", "fingerprint")}

@@ -108,7 +108,7 @@ def triton_attention(
     return_maps: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # (b, t, l, h, d/h)[, maps (b, l, h, t, t)]
     """The fused kernels, or bmm or SDPA where they cannot run."""
-    from bt_adapter.kernels import fused_attention, missing, unsupported
+    from .kernels import fused_attention, missing, unsupported
 
     if (short := autocast_type(qkv)) and qkv.dtype == torch.float32:
         qkv = qkv.to(short)
@@ -128,12 +128,10 @@ BACKENDS = {
 }
 
 
+@torch.compiler.assume_constant_result
 def multiplies_bf16() -> bool:
     """Does this processor multiply in bf16, rather than emulate it?"""
     return fast_dtype() == torch.bfloat16
-
-
-multiplies_bf16._dynamo_marked_constant = True  # torch.compiler's decorator imports dynamo
 
 
 def choose_backend(
