@@ -7,9 +7,10 @@
 Names at the top are imported when they are first used, so `import bt_adapter` costs nothing.
 The modules, in the order of a clip's way through them:
 
-video               a file becomes eight exact frames
+video, files        a file becomes eight exact frames; files are written whole or not at all
 moving_shapes       rendered clips that only time tells apart
 backbone            a frozen CLIP that hands out the states of its layers
+pixels, plain_clip  what CLIP sees, and a light way to the shipped one
 masking             tubes: which patches the branch sees
 temporal_attention  one patch looks at itself through time
 kernels             the same in Triton
@@ -19,11 +20,12 @@ losses              equations 6 to 8
 datasets            captions in ten formats, shards, loaders
 store               frozen states, kept on disk
 small_clip          the CLIP of Moving Shapes
-precision           number types, and which one this machine is fast in
+precision, muon     number types, which one this machine is fast in, and an optimizer that obeys
 trainer, runs       a training loop for any number of processes, and what it leaves behind
 pretrain            from captioned clips to an adapter
 retrieval           which caption belongs to which clip
 recognition         names for what happens
+evaluation          both, on any data set
 strategies          nine ways to make a video encoder of CLIP
 ablations           the paper's tables and figures on a small scale
 maps, explorer      where and when the branch looks
