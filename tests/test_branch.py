@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -846,9 +847,9 @@ def test_the_backend_of_a_layer_decides_on_a_gpu_too():
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_weights_are_folded_in_fp32_where_bf16_is_emulated(autocast, monkeypatch):
-    from bt_adapter import branch, temporal_attention
+    from bt_adapter import branch
 
-    seen = []
+    module, seen = import_module("bt_adapter.temporal_attention"), []
     kind = torch.float32 if autocast else torch.bfloat16
     a, b = torch.randn(2, D, D).to(kind).unbind()
 
@@ -860,7 +861,7 @@ def test_weights_are_folded_in_fp32_where_bf16_is_emulated(autocast, monkeypatch
 
     results = []
     for fast in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(temporal_attention, "fast_dtype", lambda fast=fast: fast)
+        monkeypatch.setattr(module, "fast_dtype", lambda fast=fast: fast)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Products():
             results.append(branch.weight_product(a, b))
     assert seen == [torch.bfloat16, torch.float32]
