@@ -128,10 +128,12 @@ BACKENDS = {
 }
 
 
-@torch.compiler.assume_constant_result
 def multiplies_bf16() -> bool:
     """Does this processor multiply in bf16, rather than emulate it?"""
     return fast_dtype() == torch.bfloat16
+
+
+multiplies_bf16._dynamo_marked_constant = True  # torch.compiler's decorator imports dynamo
 
 
 def choose_backend(
