@@ -33,7 +33,7 @@ CONVERSE = room.converse
 
 TALK = [
     {"question": f"{kind}?", "it shows": "x"} | {f"{name} says": name for name in room.TALKERS}
-    for kind in room.ASKED
+    for kind in room.ASKED_KINDS
 ]
 
 
