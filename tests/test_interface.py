@@ -5,7 +5,6 @@ import importlib
 import inspect
 import re
 
-import pytest
 from test_packaging import MODULES, PACKAGE, python
 from tidy import ROOT
 
