@@ -14,7 +14,7 @@ pixels, plain_clip  what CLIP sees, and a light way to the shipped one
 masking             tubes: which patches the branch sees
 temporal_attention  one patch looks at itself through time
 kernels             the same in Triton
-branch              equations 1 to 5: BTAdapter
+branch, pretrained  equations 1 to 5: BTAdapter, and how it is saved, loaded and published
 released            the authors' checkpoints
 losses              equations 6 to 8
 datasets            captions in ten formats, shards, loaders

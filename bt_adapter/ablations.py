@@ -29,7 +29,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from .backbone import FrozenCLIP, load_clip
+from .backbone import FrozenCLIP
 from .branch import BranchConfig, VideoFeatures
 from .figures import COLOURS, Picture
 from .moving_shapes import Scene, gallery, render

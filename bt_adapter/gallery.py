@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from . import moving_shapes as world
-from .backbone import samples_folder
 from .chat import plug_small, small_host, tower_path
 from .figures import Picture, contact_sheet
 from .instruct import QUESTIONS, answers, encoded, said_of_many

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -556,6 +557,36 @@ def test_another_clip_of_the_same_sizes_is_refused(tmp_path):
         BTAdapter.from_pretrained(tmp_path, tiny_clip(seed=1))
 
 
+@pytest.mark.parametrize("pretrained", ["random", None])
+def test_a_refusal_says_that_the_saved_clip_had_random_weights(tmp_path, pretrained):
+    clip = tiny_clip()
+    clip.name, clip.pretrained = "ViT-S-32-alt", pretrained
+    small_folder(tmp_path, clip)
+    assert BTAdapter.from_pretrained(tmp_path, clip).clip is clip
+    with pytest.raises(ValueError, match="It had random weights, which are drawn anew"):
+        BTAdapter.from_pretrained(tmp_path, tiny_clip(seed=1))
+
+
+def test_an_adapter_keeps_the_activation_of_its_clip(tmp_path):
+    small_folder(tmp_path, tiny_clip())
+    settings = json.loads((tmp_path / "adapter.json").read_text())
+    assert settings["backbone"]["activation"] == "gelu"
+    with pytest.raises(ValueError, match="activation gelu, and this tiny runs with quickgelu"):
+        BTAdapter.from_pretrained(tmp_path, tiny_clip(quick_gelu=True))
+    del settings["backbone"]["activation"]  # as folders were written before
+    (tmp_path / "adapter.json").write_text(json.dumps(settings))
+    BTAdapter.from_pretrained(tmp_path, tiny_clip())
+
+
+def test_adapter_weights_that_are_no_numbers_are_told_with_file_and_tensor(tmp_path):
+    clip = tiny_clip()
+    model = BTAdapter(clip, BranchConfig(layers=2))
+    model.branch.video_cls.data[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="safetensors holds NaN or infinity, first in video_cls"):
+        BTAdapter.from_pretrained(tmp_path, clip)
+
+
 @pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_a_cut_file_is_one_sentence(tmp_path, name, share):
@@ -846,9 +877,9 @@ def test_the_backend_of_a_layer_decides_on_a_gpu_too():
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_weights_are_folded_in_fp32_where_bf16_is_emulated(autocast, monkeypatch):
-    from bt_adapter import branch, temporal_attention
+    from bt_adapter import branch
 
-    seen = []
+    module, seen = import_module("bt_adapter.temporal_attention"), []
     kind = torch.float32 if autocast else torch.bfloat16
     a, b = torch.randn(2, D, D).to(kind).unbind()
 
@@ -860,7 +891,7 @@ def test_weights_are_folded_in_fp32_where_bf16_is_emulated(autocast, monkeypatch
 
     results = []
     for fast in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(temporal_attention, "fast_dtype", lambda fast=fast: fast)
+        monkeypatch.setattr(module, "fast_dtype", lambda fast=fast: fast)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Products():
             results.append(branch.weight_product(a, b))
     assert seen == [torch.bfloat16, torch.float32]

@@ -47,7 +47,6 @@ def test_no_public_name_is_none():
     assert not left, left
 
 
-@pytest.mark.xfail(reason="until every notebook exports its classes whole")
 def test_modules_have_docstrings():
     without = [module for module, tree in TREES.items() if not ast.get_docstring(tree)]
     assert not without, without
@@ -67,7 +66,6 @@ def package_imports(module):
                     break
 
 
-@pytest.mark.xfail(reason="until every notebook exports its classes whole")
 def test_imports_are_relative():
     absolute = [
         f"{module}:{node.lineno}"

@@ -1,4 +1,4 @@
-"""The notebooks: each runs in its own kernel, reads well, and what is made from it is in step."""
+"""The notebooks: each runs in its own process, reads well, and what is made from it is in step."""
 
 import ast
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbformat import v4
 from tidy import ANSWER, KERNEL, NOTEBOOKS, ROOT, WIDGET, directives, origin, tree, untidy
+from warm import Warm
 
 SOURCES = [path for path in NOTEBOOKS if path.stem != "index"]
 LESSONS = [path for path in SOURCES if path.parent == ROOT / "nbs"]
@@ -64,17 +64,25 @@ def as_exported(cell, path):
     return f"exec(compile({code!r}, {str(module)!r}, 'exec'))"
 
 
+@pytest.fixture(scope="module")
+def warm():
+    process = Warm()
+    yield process
+    process.close()
+
+
 @pytest.mark.slow
 @each_notebook
-def test_runs(path, tmp_path):
+def test_runs(path, tmp_path, warm):
     # In an empty folder, as in Colab: a notebook finds its files through the package.
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells = [c for c in notebook.cells if directives(c).get("eval") != "false"]
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and directives(cell).keys() & {"export", "exporti"}:
-            cell.source = as_exported(cell, path)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=LIMIT_S, kernel_name="python3", resources=resources).execute()
+    sources = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        found = directives(cell)
+        if cell.cell_type == "code" and found.get("eval") != "false":
+            exported = found.keys() & {"export", "exporti"}
+            sources[cell.id] = as_exported(cell, path) if exported else cell.source
+    (tmp_path / "empty").mkdir()
+    warm.run(sources, tmp_path / "empty", LIMIT_S)
 
 
 def test_nothing_is_out_of_step():

@@ -2,12 +2,12 @@
 
 import csv
 import runpy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from bt_adapter import temporal_attention as module
 from bt_adapter.temporal_attention import (
     BACKENDS,
     choose_backend,
@@ -105,6 +105,9 @@ def test_full_graph_compile_autocast_and_vmap(backend):
 
 @pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32], ids=str)
 def test_the_choice_follows_type_gradients_length_and_processor(fast, monkeypatch):
+    module = import_module(
+        "bt_adapter.temporal_attention"
+    )  # the package has a function of this name
     monkeypatch.setattr(module, "fast_dtype", lambda: fast)
     plain, trained = torch.zeros(1, 8, 2, 3, 1, 4), torch.zeros(1, 8, 2, 3, 1, 4).requires_grad_()
     long = torch.zeros(1, 32, 2, 3, 1, 4).requires_grad_()

@@ -4,6 +4,7 @@ python tests/tidy.py            clean the notebooks, export the modules, render 
 python tests/tidy.py --check    do so in a copy, name what would change, and touch nothing
 """
 
+import ast
 import filecmp
 import json
 import os
@@ -75,6 +76,23 @@ def origin(module):
     return found and found[1]
 
 
+def make_relative(module):
+    """Imports of the package that nbdev leaves absolute: in functions, and over several lines."""
+    text = module.read_text(encoding="utf-8")
+    lines, dots = text.splitlines(keepends=True), "." * (len(module.parts) - 1)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            absolute = re.match(
+                r"(\s*from )bt_adapter(?:\.([\w.]+))?(?= import)", lines[node.lineno - 1]
+            )
+            if absolute:
+                head, name = absolute[1], absolute[2] or ""
+                lines[node.lineno - 1] = (
+                    head + dots + name + lines[node.lineno - 1][absolute.end() :]
+                )
+    module.write_text("".join(lines), encoding="utf-8")
+
+
 def export():
     """Export every notebook; a module whose notebook is gone goes too."""
     from nbdev.doclinks import nbdev_export
@@ -83,6 +101,9 @@ def export():
         if origin(module) and not Path(origin(module)).exists():
             module.unlink()
     nbdev_export()
+    for module in Path("bt_adapter").rglob("*.py"):
+        if origin(module):
+            make_relative(module)
 
 
 def from_root(match):

@@ -5,9 +5,6 @@
 # %% auto #0
 __all__ = ['app', 'check_files', 'evaluate', 'tell', 'main']
 
-# %% ../../nbs/workshop/cli/evaluate.ipynb #dc72daa7
-from pathlib import Path
-
 # %% ../../nbs/workshop/cli/evaluate.ipynb #2ecd6519
 from . import options
 from .console import command, loading, run, show
@@ -71,7 +68,7 @@ def tell(asked: Evaluation, as_json: bool):
     "Do what is asked for, and show it."
     check_files(asked)
     with loading(None if as_json else "evaluating"):
-        from bt_adapter import recognition, retrieval
+        from .. import recognition, retrieval
     rows, models = recognition.evaluate(asked)
     tables = {"percent": rows} if as_json else recognition.printed(rows)
     show(tables | {"evaluated": retrieval.evaluated(models)}, as_json)

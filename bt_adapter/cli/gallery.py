@@ -5,9 +5,6 @@
 # %% auto #0
 __all__ = ['app', 'record', 'main']
 
-# %% ../../nbs/workshop/cli/gallery.ipynb #1f6e7fe7
-from pathlib import Path
-
 # %% ../../nbs/workshop/cli/gallery.ipynb #ec33863e
 from . import options
 from .console import command, loading, run
@@ -22,9 +19,9 @@ def record(folder: options.ChatFolder = None, clips: options.GalleryClips = 216)
     if folder and not (folder / "projector.safetensors").is_file():
         raise ValueError(f"{folder} is no chat model: make one with `bta-pretrain instruct`.")
     with loading("asking the chat models"):
-        from bt_adapter import gallery as library
-        from bt_adapter.backbone import samples_folder
-        from bt_adapter.moving_shapes import gallery
+        from .. import gallery as library
+        from ..backbone import samples_folder
+        from ..moving_shapes import gallery
     folder = folder or samples_folder() / "chat"
     library.keep(folder, library.ask_all(folder, gallery("test", clips)))
     print(f"recorded in {folder / library.RECORD}")
