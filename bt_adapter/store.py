@@ -76,6 +76,7 @@ class StoreSettings:
     frames: int  # t
     transform: str  # how pixels became frames
     kept: str = "all"  # of the states, or "first"
+    activation: str | None = None  # of CLIP's layers: the same weights compute other states with it
 
     def __post_init__(self):
         if self.kept not in ("all", "first"):
@@ -91,7 +92,9 @@ def store_settings(
 ) -> StoreSettings:
     "Settings of a store for this CLIP."
     precision = str(clip.dtype).removeprefix("torch.")
-    return StoreSettings(clip.fingerprint, precision, last, frames, transform, kept)
+    return StoreSettings(
+        clip.fingerprint, precision, last, frames, transform, kept, clip.activation
+    )
 
 # %% ../nbs/23_store.ipynb #0ddb3d03
 class FeatureStore:

@@ -459,6 +459,7 @@ class Run:
             save_curves(self.folder, dict(losses=["vtc", "mbta", "mbca"], gates=gates))
             seconds = round(time.monotonic() - self.started)
             settings = dict(settings=asdict(config), seconds=seconds, run=same)
+            card |= dict(clip=model.clip.card)
             write_card(self.folder, "bta-pretrain", **settings, **card)
             self.checkpoint.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()

@@ -749,6 +749,7 @@ def test_command_writes_an_adapter_that_loads(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "frozen CLIP" in done.stdout and "2/2" in done.stderr and "clips/s" in done.stderr
     card = json.loads((tmp_path / "new/training.json").read_text())
+    assert card["clip"]["activation"] in ("gelu", "quickgelu")
     assert card["settings"]["steps"] == 2 and card["command"].startswith("bta-pretrain --out new")
     assert BTAdapter.from_pretrained(tmp_path / "new").config.layers == 4
     names = {path.name for path in (tmp_path / "new").iterdir()} - {"tensorboard"}

@@ -118,6 +118,7 @@ def test_the_stamp_of_a_clip_in_a_shard_is_the_shards(tmp_path):
         dict(frames=4),
         dict(transform="another crop"),
         dict(kept="first"),
+        dict(activation="quickgelu"),
     ],
     ids=str,
 )
