@@ -467,12 +467,16 @@ def test_as_many_layers_as_clip_has_need_the_released_pairing():
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("combination", COMBINATIONS)
-def test_no_parameter_is_left_without_a_gradient(combination, convention, layers):
+def test_no_trained_parameter_is_left_without_a_gradient(combination, convention, layers):
     """DistributedDataParallel stops at a parameter that no loss reaches."""
     model = adapter(combination=combination, layers=layers, convention=convention, align=False)
     features = model(random_frames())
     (features.embedding.sum() + features.patches.sin().sum()).backward()
-    assert all(p.grad is not None for p in model.branch.parameters())
+    assert all(p.grad is not None for p in model.branch.parameters() if p.requires_grad)
+    still = [name for name, p in model.branch.named_parameters() if not p.requires_grad]
+    unread = layers == 1 and convention == "released"  # the authors' files hold this gate, too
+    assert all(name.startswith("gates.0.") for name in still)
+    assert bool(still) == (unread and combination != "addition")
 
 
 def test_max_frames():
@@ -708,21 +712,6 @@ def test_no_interruption_leaves_new_weights_beside_old_settings(tmp_path, monkey
     else:
         with pytest.raises(ValueError, match=r"adapter\.json missing"):
             BTAdapter.from_pretrained(tmp_path, clip)
-
-
-def test_an_adapter_of_one_layer_with_a_gate_too_many_is_read(tmp_path):
-    """As saved before a branch of one layer in the released convention lost its unused gate."""
-    from safetensors.torch import load_file, save_file
-
-    clip = tiny_clip()
-    model = adapter(clip, layers=1, convention="released")
-    model.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "adapter.safetensors")
-    weights["gates.1.w_b"], weights["gates.0.w_b"] = weights["gates.0.w_b"], torch.zeros(D)
-    save_file(weights, tmp_path / "adapter.safetensors")
-    again = BTAdapter.from_pretrained(tmp_path, clip)
-    pairs = zip(model.branch.state_dict().items(), again.branch.state_dict().items(), strict=True)
-    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
 def test_a_missing_folder_and_a_missing_file_are_told_apart_by_name(tmp_path):
