@@ -480,7 +480,14 @@ class BTAdapter(Pretrained, nn.Module):
         frames: Float[Tensor, "b t 3 height width"],  # from `clip.transform`
         keep: Int[Tensor, "b kept"] | None = None,  # from `tube_mask`
     ) -> VideoFeatures:
-        "`encode_video`."
+        """The same as `encode_video`.
+
+        Raises:
+            ValueError: as `encode_video`.
+
+        Source:
+            Eq. 1 to 5 of the paper.
+        """
         return self.encode_video(frames, keep)
 
     def encode_video(

@@ -284,7 +284,6 @@ def differentiate(ctx, d_out, d_maps):
 attention_op.register_autograd(differentiate, setup_context=keep_qkv)
 
 # %% ../nbs/16_kernels.ipynb #05ce5f49
-@attention_op.register_vmap
 def batched_attention(info, dims, qkv, maps):
     "`attention_op` under vmap."
     merged = qkv.movedim(dims[0], 0).flatten(0, 1)
@@ -292,6 +291,9 @@ def batched_attention(info, dims, qkv, maps):
     split = (info.batch_size, -1)
     weights = weights.unflatten(0, split) if maps else weights.new_empty(info.batch_size, 0)
     return (out.unflatten(0, split), weights), (0, 0)
+
+
+attention_op.register_vmap(batched_attention)
 
 # %% ../nbs/16_kernels.ipynb #b4ace073
 def differentiate_eagerly(ctx, d_out, d_maps):

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import re
 
-import pytest
 from test_packaging import MODULES, PACKAGE, python
 from tidy import ROOT
 
@@ -17,8 +16,8 @@ video.read_clip backbone.load_clip backbone.FrozenCLIP.transform backbone.Frozen
 backbone.FrozenCLIP.layer_outputs masking.tube_mask temporal_attention.temporal_attention
 branch.BTAdapter.forward branch.BTAdapter.encode_video branch.BTAdapter.encode_text
 branch.BTAdapter.save_pretrained branch.BTAdapter.from_pretrained released.load_released
-losses.video_text_contrastive losses.masked_branch_token_alignment
-losses.masked_branch_cross_modal_alignment retrieval.recall_at_k maps.temporal_maps
+losses.video_text_contrastive losses.masked_branching_token_alignment
+losses.masked_branching_cross_modal_alignment retrieval.recall_at_k maps.temporal_maps
 chat.plug chat.unplug chat.VideoChat.ask chat.VideoChat.stream kernels.compile_report
 explorer.explore figures.contact_sheet
 """.split()
@@ -39,7 +38,6 @@ def find(name):
     return getattr(thing, "__func__", thing)
 
 
-@pytest.mark.xfail(reason="until every notebook exports its classes whole")
 def test_no_public_name_is_none():
     left = [
         f"{m}.{n}" for m in MODULES for n, v in vars(load(m)).items() if v is None and n[0] != "_"
@@ -92,7 +90,6 @@ def test_imports_have_no_circle():
     assert not above, {m: sorted(needs & above.keys()) for m, needs in above.items()}
 
 
-@pytest.mark.xfail(reason="until every notebook exports its classes whole")
 def test_classes_are_whole():
     patched = [m for m in MODULES if re.search(r"^@patch", inspect.getsource(load(m)), re.M)]
     assert not patched, patched
@@ -107,7 +104,6 @@ def test_classes_are_whole():
                 assert f"def {value.__name__}(" in source, f"{name}.{method}"
 
 
-@pytest.mark.xfail(reason="until every notebook exports its classes whole")
 def test_help_says_what_a_function_takes_gives_and_refuses():
     wrong = []
     for name in CONTRACT:
