@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import bt_adapter
 from . import pixels
 from .plain_clip import load_plain_clip, load_tokenizer
-from .precision import PRECISIONS
+from .precision import chosen_dtype
 
 # %% ../nbs/10_backbone.ipynb #46990ab2
 def tower_parts(visual: nn.Module) -> dict:
@@ -467,13 +467,10 @@ def load_clip(
     Source:
         open_clip's models and weights; ViT-L/14 of OpenAI in section 4.1 of the paper.
     """
-    name, pretrained, precision = str(name), pretrained and str(pretrained), precision or "fp32"
-    for what, value, known in (
-        ("precision", precision, PRECISIONS),
-        ("activation", activation or "gelu", ACTIVATIONS),
-    ):
-        if value not in known:
-            raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}.")
+    name, pretrained = str(name), pretrained and str(pretrained)
+    dtype = chosen_dtype(precision or "fp32", device or "cpu")
+    if activation not in (None, *ACTIVATIONS):
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}.")
     folder = samples_folder() / "clip" if name == "moving-shapes" else Path(name)
     own = name == "moving-shapes" or folder.is_dir()
     if own and pretrained:
@@ -486,7 +483,7 @@ def load_clip(
         )
     clip = FrozenCLIP(model, tokenizer, name, pretrained if own or pretrained else "random")
     tell_choices(clip, pretrained, activation)
-    clip = clip.to(device=device, dtype=PRECISIONS[precision])
+    clip = clip.to(device=device, dtype=dtype)
     is_file = pretrained and Path(pretrained).is_file()
     check_weights(clip.model.named_parameters(), pretrained if is_file else name)
     return clip

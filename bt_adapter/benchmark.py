@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'RUBRICS', 'ASK_SCORE', 'ASK_BOTH', 'SCORE', 'OUT_OF', 'ALONE', 'CORRECT', 'FIRST', 'PATIENCE', 'Item',
            'item_of', 'read_list', 'read_items', 'clip_paths', 'official', 'predict', 'answered', 'Verdict',
-           'normalised', 'token_f1', 'today', 'OfflineJudge', 'messages', 'read_score', 'read_correct', 'Replies',
+           'normalized', 'token_f1', 'today', 'OfflineJudge', 'messages', 'read_score', 'read_correct', 'Replies',
            'ModelJudge', 'SetupError', 'until', 'judge_all', 'summary']
 
 # %% ../nbs/54_conversation_benchmark.ipynb #8a5bb21e
@@ -154,14 +154,14 @@ class Verdict(NamedTuple):
     error: str = ""
 
 # %% ../nbs/54_conversation_benchmark.ipynb #ca3324a2
-def normalised(text: str) -> list[str]:
+def normalized(text: str) -> list[str]:
     "Words in lower case, without punctuation and articles."
     return [w for w in re.findall(r"[^\W_]+", text.lower()) if w not in ("a", "an", "the")]
 
 # %% ../nbs/54_conversation_benchmark.ipynb #c6d27f2e
 def token_f1(prediction: str, answer: str) -> float:
     "Harmonic mean of the shares of words that two texts have in common."
-    ours, theirs = normalised(prediction), normalised(answer)
+    ours, theirs = normalized(prediction), normalized(answer)
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * common / (len(ours) + len(theirs)) if common else float(ours == theirs)
 
@@ -180,7 +180,7 @@ class OfflineJudge:
     def judge(self, item: Item) -> Verdict:
         said = [item.prediction] + ([item.prediction2] if item.question2 else [])
         score = 5 * min(token_f1(text, item.answer) for text in said)
-        correct = all(normalised(text) == normalised(item.answer) for text in said)
+        correct = all(normalized(text) == normalized(item.answer) for text in said)
         return Verdict(score, correct, self.version, today())
 
 # %% ../nbs/54_conversation_benchmark.ipynb #59475a61

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONVENTIONS', 'COMBINATIONS', 'CHOICES', 'weight_product', 'add_product', 'TemporalLayer', 'SpatialLayer',
            'block_parts', 'copy_of_block', 'Gate', 'Convention', 'BranchConfig', 'new_gates', 'drop_unused_gate',
-           'new_align', 'take', 'Branch', 'VideoFeatures', 'BTAdapter']
+           'new_align', 'gather_kept', 'Branch', 'VideoFeatures', 'BTAdapter']
 
 # %% ../nbs/18_branch.ipynb #cba6e6a6
 from collections.abc import Iterator, Sequence
@@ -98,17 +98,17 @@ class TemporalLayer(nn.Module):
         state: torch.Tensor,  # (b, t, l, d)
         maps: list | None = None,  # receives this layer's attention maps (b, l, h, t, t)
         *,
-        branch: torch.Tensor | None = None,  # these four as in `kernels.enter_layer`
+        branch: torch.Tensor | None = None,  # these four as in `kernels.fused_gate_norm`
         keep: torch.Tensor | None = None,
         mix: torch.Tensor | None = None,
         place: torch.Tensor | None = None,
     ) -> torch.Tensor:  # (b, t, kept, d)
         "The layer by kernels, the way into it included."
-        from .kernels import enter_layer
+        from .kernels import fused_gate_norm
 
         weight, bias = self.folded()
         norm = self.norm.weight, self.norm.bias
-        residual, normed = enter_layer(
+        residual, normed = fused_gate_norm(
             state, branch, keep, mix, place, norm, self.norm.eps, shift=bias
         )
         return add_product(residual, self.attend(normed, maps), weight)
@@ -313,7 +313,7 @@ def new_align(width: int, joint_width: int, rules: Convention) -> nn.Module:
     return nn.Sequential(linear, nn.LayerNorm(joint_width)) if rules.align_norm else linear
 
 # %% ../nbs/18_branch.ipynb #69a86daf
-def take(
+def gather_kept(
     patches: torch.Tensor,  # (b, t, l, d)
     keep: torch.Tensor | None,  # (b, kept) of a tube, (b, t, kept) in (t l) order, None for all
 ) -> torch.Tensor:  # (b, t, kept, d)
@@ -354,21 +354,21 @@ class Branch(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.time.dtype
 
-    def times(self, frames: int) -> torch.Tensor:  # (t, d)
+    def time_embedding(self, frames: int) -> torch.Tensor:  # (t, d)
         "P^t of Eq. 3."
         if frames > len(self.time):
             most = f"at most {len(self.time)} frames"
             raise ValueError(f"This branch was built for {most}, not {frames}.")
         return self.time[:frames]
 
-    def where_and_when(
+    def position_embedding(
         self,
         position: torch.Tensor,  # (1 + l, d), P^s
         frames: int,  # t
-        keep: torch.Tensor | None,  # as in `take`
+        keep: torch.Tensor | None,  # as in `gather_kept`
     ) -> torch.Tensor:  # (t, l, d), with `keep` (b, t, kept, d)
         "P^t + P^s of Eq. 3."
-        places, times = position[1:], self.times(frames)[:, None]
+        places, times = position[1:], self.time_embedding(frames)[:, None]
         if keep is None:
             return places + times
         if keep.ndim == 2:
@@ -391,7 +391,7 @@ class Branch(nn.Module):
         seen: torch.Tensor,  # (b, t, l, d), CLIP's patches
         patches: torch.Tensor | None,  # (b, t, kept, d), from the layer before
         position: torch.Tensor,  # (1 + l, d), P^s
-        keep: torch.Tensor | None,  # as in `take`
+        keep: torch.Tensor | None,  # as in `gather_kept`
         maps: list | None,
     ) -> torch.Tensor:  # (b, t, kept, d)
         "Eq. 3 or 4, then Eq. 2."
@@ -402,18 +402,18 @@ class Branch(nn.Module):
             entry = dict(branch=patches, keep=keep)
             if gate:
                 return temporal.fused(seen, maps, mix=gate.share(), **entry)
-            times = self.times(seen.shape[1])
+            times = self.time_embedding(seen.shape[1])
             return temporal.fused(seen, maps, mix=times, place=position[1:], **entry)
-        seen = take(seen, keep)
+        seen = gather_kept(seen, keep)
         if gate:
             return temporal(gate(patches, seen), maps)
-        return temporal(seen + self.where_and_when(position, seen.shape[1], keep), maps)
+        return temporal(seen + self.position_embedding(position, seen.shape[1], keep), maps)
 
     def layers(
         self,
         states: Sequence[torch.Tensor],  # of (b, t, 1 + l, d), the last states of CLIP in order
         position: torch.Tensor,  # (1 + l, d), P^s
-        keep: torch.Tensor | None = None,  # as in `take`
+        keep: torch.Tensor | None = None,  # as in `gather_kept`
         maps: list | None = None,  # receives the temporal maps of each layer
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # video CLS (b, d), patches (b, t, kept, d)
         "Eq. 1 to 4: what each layer gives, from the first to the last."
@@ -480,10 +480,10 @@ class BTAdapter(Pretrained, nn.Module):
         frames: Float[Tensor, "b t 3 height width"],  # from `clip.transform`
         keep: Int[Tensor, "b kept"] | None = None,  # from `tube_mask`
     ) -> VideoFeatures:
-        """The same as `encode_video`.
+        """What `encode_video` gives: `model(frames)` is the same.
 
         Raises:
-            ValueError: as `encode_video`.
+            ValueError: what `encode_video` refuses.
 
         Source:
             Eq. 1 to 5 of the paper.
@@ -508,7 +508,7 @@ class BTAdapter(Pretrained, nn.Module):
     def encode_states(
         self,
         states: Sequence[Float[Tensor, "b t l+1 d"]],  # from `clip.layer_outputs`
-        keep: Int[Tensor, "b kept"] | Int[Tensor, "b t kept"] | None = None,  # as in `take`
+        keep: Int[Tensor, "b kept"] | Int[Tensor, "b t kept"] | None = None,  # as in `gather_kept`
         maps: list | None = None,  # receives the temporal maps of each layer
     ) -> VideoFeatures:
         "Eq. 3 to 5 on the last `config.states` states, or more, that are at hand."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Heard', 'Relevance', 'seen_part', 'temporal_maps', 'time_figure', 'attention_distance', 'attention_entropy',
            'check_indices', 'outline', 'hang_shares', 'patch_figure', 'attention_weights', 'spatial_maps',
-           'heat_figure', 'branch_share', 'walk_down', 'record', 'mixing', 'rollout', 'relevance', 'relevance_figure',
-           'score_without', 'received', 'shuffle_sensitivity', 'gate_shares', 'gate_figure']
+           'heat_figure', 'branch_share', 'backtrack_branch', 'record_branch', 'mixing', 'rollout', 'relevance',
+           'relevance_figure', 'score_without', 'received', 'shuffle_sensitivity', 'gate_shares', 'gate_figure']
 
 # %% ../nbs/40_attention_maps.ipynb #19823d06
 import math
@@ -114,8 +114,8 @@ def outline(ax, clip, box, frame):
     "The box (x, y, width, height) in every frame of a contact sheet, one frame's in orange."
     step, (x, y, *size) = ax.get_xlim()[1] / len(clip), box
     for i in range(len(clip)):
-        colour, line = ("#E69F00", 2.4) if i == frame else ("white", 1.2)
-        for edge, around in (("black", 1.6), (colour, 0)):  # legible on any frame
+        color, line = ("#E69F00", 2.4) if i == frame else ("white", 1.2)
+        for edge, around in (("black", 1.6), (color, 0)):  # legible on any frame
             style = dict(fill=False, edgecolor=edge, linewidth=line + around)
             ax.add_patch(Rectangle((i * step + x, y), *size, **style))
 
@@ -230,7 +230,7 @@ def branch_share(gate: Gate) -> float:
     return (gate.scale * gate.w_b.detach().float()).sigmoid().mean().item()
 
 # %% ../nbs/40_attention_maps.ipynb #e4aba3d2
-def walk_down(
+def backtrack_branch(
     model: BTAdapter,
     layers: list[tuple[torch.Tensor, torch.Tensor]],  # what moves over time and over space
     cls: torch.Tensor,  # (b,), of what is followed, the part in the video CLS
@@ -255,7 +255,7 @@ def walk_down(
 Heard = namedtuple("Heard", "time_qkv time_out space_qkv space_out")  # lists, a tensor a layer
 
 
-def record(
+def record_branch(
     model: BTAdapter,
     states: list[torch.Tensor],  # (b, t, 1 + l, d), from `clip.layer_outputs`
 ) -> tuple[VideoFeatures, Heard]:
@@ -296,7 +296,7 @@ def rollout(
     "Where the video CLS, or a patch, has its information from, by attention through all layers."
     states = model.clip.layer_outputs(frames, model.config.states)
     heads, layers = model.branch.spatial[0].heads, []
-    heard = record(model, states)[1]
+    heard = record_branch(model, states)[1]
     for time, space in zip(heard.time_qkv, heard.space_qkv, strict=True):
         time = mixing(rearrange(time, "b t l d -> (b l) t d"), heads) / 2
         space = mixing(space, heads) / 2
@@ -309,7 +309,7 @@ def rollout(
         check_indices("frame", start[:1], patches.shape[1])
         check_indices("patch", start[1:], patches.shape[2])
         patches[:, start[0], start[1]] = 1
-    return walk_down(model, layers, cls, patches, stays=0.5)
+    return backtrack_branch(model, layers, cls, patches, stays=0.5)
 
 # %% ../nbs/40_attention_maps.ipynb #425aaf1c
 Relevance = namedtuple("Relevance", "scores heat")
@@ -328,7 +328,7 @@ def relevance(
     states = model.clip.layer_outputs(frames, model.config.states)
     with torch.enable_grad():
         states = [state.detach().requires_grad_() for state in states]
-        features, heard = record(model, states)
+        features, heard = record_branch(model, states)
         scores = (features.embedding * texts.to(features.embedding.dtype)).sum(-1)
         gradients = torch.autograd.grad(scores.sum(), heard.time_out + heard.space_out)
     layers = [
@@ -337,7 +337,7 @@ def relevance(
     ]
     cls = torch.ones(len(frames), device=frames.device)
     patches = torch.zeros(states[0][:, :, 1:, 0].shape, device=frames.device)
-    return Relevance(scores.detach(), walk_down(model, layers, cls, patches, stays=1.0))
+    return Relevance(scores.detach(), backtrack_branch(model, layers, cls, patches, stays=1.0))
 
 # %% ../nbs/40_attention_maps.ipynb #5599cb1b
 def _moved(model, level, heard, gradients):

@@ -33,10 +33,18 @@ from .progress import progress
 from .runs import make_folder, write_card
 from .small_clip import opposite_cosines, static_recall, train_clip
 from .store import FeatureStore, Key, put_states, read_states
-from .trainer import Batch, PretrainConfig, Ranks, Rates, Run, Schedule, Trainer
+from .trainer import (
+    Batch,
+    ParamGroup,
+    PretrainConfig,
+    ProcessInfo,
+    Run,
+    Schedule,
+    Trainer,
+)
 
 # %% ../nbs/24_pretraining.ipynb #50cf5ffa
-from .trainer import identity, new_accelerator, train
+from .trainer import new_accelerator, run_signature, train
 
 # %% ../nbs/24_pretraining.ipynb #b3763b5b
 def training_scenes(
@@ -93,8 +101,8 @@ def caption_table(
     groups: list[list[world.Scene]],
 ) -> torch.Tensor:  # (g, 18, templates, c)
     "Features of all captions of groups of scenes."
-    shape = len(groups), len(world.MOTIONS), len(world.TEMPLATES)
-    scenes, templates = chain.from_iterable(groups), range(len(world.TEMPLATES))
+    shape = len(groups), len(world.MOTIONS), len(world.CAPTION_TEMPLATES)
+    scenes, templates = chain.from_iterable(groups), range(len(world.CAPTION_TEMPLATES))
     texts = [world.caption(scene, template) for scene in scenes for template in templates]
     parts = [clip.encode_text(texts[i : i + 512]) for i in range(0, len(texts), 512)]
     return torch.cat(parts).float().view(*shape, -1)
@@ -122,11 +130,11 @@ class SceneBatches:
         *,
         batch: int,  # clips of all processes: 18 times a number of objects
         seed: int = 0,
-        ranks: Ranks | None = None,
+        ranks: ProcessInfo | None = None,
     ):
         self.n = check_groups(batch, len(groups))
         self.clip, self.groups, self.store, self.seed = clip, groups, store, seed
-        self.share, self.text = (ranks or Ranks()).share(batch), caption_table(clip, groups)
+        self.share, self.text = (ranks or ProcessInfo()).share(batch), caption_table(clip, groups)
 
     def objects(self) -> Iterator[tuple[list[int], int]]:  # groups, template
         "What is in each batch, from the first."
@@ -157,7 +165,7 @@ class SceneBatches:
 QUICK = PretrainConfig(
     steps=300,
     batch=36,
-    rates=(Rates(("temporal.", "spatial."), 0.03, "muon"), Rates(("",), 6e-3)),
+    rates=(ParamGroup(("temporal.", "spatial."), 0.03, "muon"), ParamGroup(("",), 6e-3)),
     schedule=Schedule(warmup=0.15, first=0.03, period=1),
     mask_ratio=0.9,
     objects=40,
@@ -166,7 +174,7 @@ QUICK = PretrainConfig(
 PAPER = PretrainConfig(
     steps=None,
     batch=640,
-    rates=(Rates(("",), 2e-6),),
+    rates=(ParamGroup(("",), 2e-6),),
     schedule=Schedule(),
     tau=0.01,
     token_loss="mse",
@@ -179,7 +187,7 @@ PAPER = PretrainConfig(
 RELEASED = PretrainConfig(
     steps=None,
     batch=416,
-    rates=(Rates(("temporal.", "gates."), 2e-4), Rates(("",), 2e-5)),
+    rates=(ParamGroup(("temporal.", "gates."), 2e-4), ParamGroup(("",), 2e-5)),
     schedule=Schedule(warmup=0.5, first=0.05, delay=0.5, period=4.5),
     tau=0.01,
     weights=(1.0, 0.1, 0.1),
@@ -239,7 +247,7 @@ def pretrain_moving_shapes(
     run, last = Run(out, resume, save_every), config.branch.states
     torch.manual_seed(config.seed)
     model = BTAdapter(clip.to(run.accelerator.device), config.branch)
-    same = identity(model, config, "moving shapes")
+    same = run_signature(model, config, "moving shapes")
     if card := run.finished(same):
         return card["validation"]
     settings = frozen.store_settings(fast_copy(clip), last, config.frames, "as rendered")
@@ -262,7 +270,7 @@ class LiveBatches:
 
     def __call__(self, start: int, last: int) -> Iterator[Batch]:
         "Batches from step `start` on."
-        from .datasets import encode_tokens, normalise
+        from .datasets import encode_tokens, normalize_frames
 
         fast, device = fast_copy(self.clip), self.clip.position.device
         home = "cpu" if self.chunk else device  # where a batch too large for the device waits
@@ -270,7 +278,7 @@ class LiveBatches:
         while True:
             for batch in self.loader:
                 parts = batch.frames.split(self.chunk or len(batch.frames))
-                frames = (normalise(part.to(device), fast) for part in parts)
+                frames = (normalize_frames(part.to(device), fast) for part in parts)
                 states = [frozen.frozen_states(fast, some, last).to(home) for some in frames]
                 text = encode_tokens(self.clip, batch.tokens.to(device)).float()
                 yield Batch(batch.ids, torch.cat(states), text)
@@ -310,13 +318,13 @@ def clip_states(
     last: int,  # K + 1
     workers: int = 0,  # processes that decode
     chunk: int = 16,  # clips at a time
-    ranks: Ranks | None = None,
+    ranks: ProcessInfo | None = None,
     share: float = 0.1,  # of broken clips that is tolerated
 ):  # a Report of what could not be read
     "Add the states of a data set's clips to a store that lacks them."
-    from .datasets import Report, normalise
+    from .datasets import Report, normalize_frames
 
-    fast, report, (rank, processes) = fast_copy(clip), Report(share), ranks or Ranks()
+    fast, report, (rank, processes) = fast_copy(clip), Report(share), ranks or ProcessInfo()
     rows = [(v, i) for v, row in enumerate(keys) for i in range(len(row))][rank::processes]
     wanted = [keys[v][i] for v, i in rows]
     grid = [range(len(rows))[start : start + chunk] for start in range(0, len(rows), chunk)]
@@ -326,7 +334,7 @@ def clip_states(
     decoded = _decoded(dataset, rows, [lacking for _, lacking in todo], workers, report)
     for (some, _), found in zip(todo, decoded):
         slots = [wanted[n] if n in found else None for n in some]
-        frames = [normalise(found[n], fast) if n in found else None for n in some]
+        frames = [normalize_frames(found[n], fast) if n in found else None for n in some]
         put_states(store, fast, slots, frames, last)
     return report
 
@@ -338,12 +346,12 @@ def caption_features(
     chunk: int = 256,  # captions at a time
 ) -> dict[str, torch.Tensor]:  # caption -> (c,) fp32
     "What the text tower says of each caption, computed once."
-    from .datasets import encode_tokens, tokenise
+    from .datasets import encode_tokens, tokenize
 
     found = {}
     for start in progress(range(0, len(captions), chunk), "captions"):
         some = captions[start : start + chunk]
-        ids = tokenise(some, clip.tokenizer, tokens).to(clip.position.device)
+        ids = tokenize(some, clip.tokenizer, tokens).to(clip.position.device)
         found |= dict(zip(some, encode_tokens(clip, ids).float().cpu()))
     return found
 
@@ -359,11 +367,11 @@ class StoredBatches:
         store: FeatureStore | dict,
         *,
         config: PretrainConfig,
-        ranks: Ranks | None = None,
+        ranks: ProcessInfo | None = None,
     ):
         self.clip, self.captions, self.keys, self.store = clip, captions, keys, store
         self.seed, self.batch = config.seed, config.batch
-        self.share = (ranks or Ranks()).share(config.batch)
+        self.share = (ranks or ProcessInfo()).share(config.batch)
         self.there = [i for i in range(len(captions)) if all(row[i] in store for row in keys)]
         if len(self.there) < config.batch:
             raise ValueError(f"{len(self.there)} clips do not fill a batch of {config.batch}.")
@@ -504,7 +512,7 @@ def pretrain_clips(
     torch.manual_seed(config.seed)
     model = BTAdapter(clip.to(run.accelerator.device), config.branch)
     drawn = f"views: {views if store else 'ever new'}"
-    same = identity(model, config, f"{clips} clips {_contents(examples)}, {drawn}")
+    same = run_signature(model, config, f"{clips} clips {_contents(examples)}, {drawn}")
     if run.finished(same):
         return None
     try:

@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from . import retrieval
 from .backbone import FrozenCLIP, load_clip
 from .datasets import (
+    CLIP_PRESETS,
     INDEX,
-    PRESETS,
     ClipSettings,
     Example,
     Shards,
     encode_tokens,
     read_examples,
-    tokenise,
+    tokenize,
 )
 from .evaluation import Evaluation, check_prompts
 from .moving_shapes import gallery
@@ -45,7 +45,7 @@ def class_features(
     check_prompts(prompts)
     texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
     parts = [
-        encode_tokens(clip, tokenise(texts[i : i + 256], clip.tokenizer, tokens)).float().cpu()
+        encode_tokens(clip, tokenize(texts[i : i + 256], clip.tokenizer, tokens)).float().cpu()
         for i in range(0, len(texts), 256)
     ]
     return F.normalize(torch.cat(parts).view(len(classes), len(prompts), -1).mean(1), dim=-1)
@@ -130,7 +130,7 @@ def write_rows(path: Path, rows: list[dict]):
 # %% ../nbs/32_recognition.ipynb #cceacba6
 def clip_settings(asked: Evaluation) -> ClipSettings:
     "Frames, tokens and crop: the preset of the format, then what was asked for."
-    preset = PRESETS[asked.settings].get(asked.format, ClipSettings(8, 77))
+    preset = CLIP_PRESETS[asked.settings].get(asked.format, ClipSettings(8, 77))
     frames, tokens = asked.frames or preset.frames, asked.tokens or preset.tokens
     return ClipSettings(frames, tokens, preset.margin)
 

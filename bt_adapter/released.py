@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['log', 'PREFIXES', 'Rule', 'CLIP_PARTS', 'SPATIAL_PARTS', 'TEMPORAL_PARTS', 'TO_EVA', 'OPEN_CLIP_QKV', 'HEAD_WIDTHS',
-           'KNOWN', 'GATED', 'Difference', 'LOSS_WEIGHTS', 'read_file', 'plain_names', 'join', 'split', 'both',
+           'KNOWN', 'GATED', 'LayerDifference', 'LOSS_WEIGHTS', 'read_file', 'plain_names', 'join', 'split', 'both',
            'hf_layer', 'eva_layer', 'Layout', 'count', 'layout_of', 'branch_rules', 'tower_rules', 'eva_tower_rules',
            'text_rules', 'rules_of', 'from_released', 'to_released', 'check_names', 'Towers', 'TimmTower', 'head_count',
            'text_head_count', 'image_tower', 'text_tower', 'clip_of', 'load', 'released_config', 'read_released',
-           'load_branch', 'load_released', 'check_clip', 'check_tower', 'assemble', 'report', 'released_tensors',
-           'layout_of_model', 'save_released', 'input_of', 'trace', 'first_difference', 'as_released',
+           'load_branch', 'load_released', 'check_clip_fits', 'check_tower', 'assemble', 'report', 'released_tensors',
+           'layout_of_model', 'save_released', 'input_of', 'trace_states', 'first_difference', 'as_released',
            'released_losses', 'chat_groups', 'halve', 'ReleasedChat', 'combined', 'load_released_chat', 'cut_chat']
 
 # %% ../nbs/19_released_weights.ipynb #b5fb2d27
@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .backbone import FrozenCLIP, check_weights, tower_parts
-from .branch import Branch, BranchConfig, BTAdapter, take
+from .branch import Branch, BranchConfig, BTAdapter, gather_kept
 from .losses import (
     masked_branching_cross_modal_alignment,
     masked_branching_token_alignment,
@@ -506,11 +506,11 @@ def load_released(
         clip = clip_of(state, layout, heads, text_heads)
     else:
         check_tower(clip, state, layout)
-        check_clip(clip, state, layout, heads)
+        check_clip_fits(clip, state, layout, heads)
     return assemble(clip, config, state, layout).eval()
 
 # %% ../nbs/19_released_weights.ipynb #a826acc9
-def check_clip(clip: FrozenCLIP, state: Mapping, layout: Layout, heads: int | None):
+def check_clip_fits(clip: FrozenCLIP, state: Mapping, layout: Layout, heads: int | None):
     "Raises ValueError if a branch does not belong beside this CLIP."
     width = state["btadapter_cls" if layout.eva else "btadapter_cls_token"].shape[-1]
     if clip.width != width:
@@ -631,10 +631,10 @@ def input_of(
 
 # %% ../nbs/19_released_weights.ipynb #a6570944
 @torch.no_grad()
-def trace(
+def trace_states(
     model: BTAdapter,
     frames: torch.Tensor,  # (b, t, 3, height, width)
-    keep: torch.Tensor | None = None,  # as in `take`
+    keep: torch.Tensor | None = None,  # as in `gather_kept`
 ) -> dict[str, torch.Tensor]:
     "Every state on the way from frames to feature, in order; the feature not of unit length."
     clip = model.clip
@@ -647,24 +647,24 @@ def trace(
     return found | {"the video feature": model.embed(cls, states[-1])}
 
 # %% ../nbs/19_released_weights.ipynb #993eef7f
-Difference = namedtuple("Difference", "layer error")
+LayerDifference = namedtuple("Difference", "layer error")
 
 
 def first_difference(
-    a: BTAdapter | Mapping,  # an encoder, or what `trace` recorded of one
+    a: BTAdapter | Mapping,  # an encoder, or what `trace_states` recorded of one
     b: BTAdapter | Mapping,
     frames: torch.Tensor,  # (b, t, 3, height, width)
     tolerance: float = 1e-5,  # of the largest value of a state
-) -> Difference | None:  # the layer's name and relative error; None if all agree
+) -> LayerDifference | None:  # the layer's name and relative error; None if all agree
     "The first layer in which two encoders differ."
-    a, b = (x if isinstance(x, Mapping) else trace(x, frames) for x in (a, b))
+    a, b = (x if isinstance(x, Mapping) else trace_states(x, frames) for x in (a, b))
     for name in [*a, *(name for name in b if name not in a)]:
         if name not in a or name not in b or a[name].shape != b[name].shape:
-            return Difference(name, float("inf"))
+            return LayerDifference(name, float("inf"))
         scale = b[name].abs().max().clamp(min=1e-30)
         error = ((a[name] - b[name]).abs().max() / scale).item()
         if not error <= tolerance:
-            return Difference(name, error)
+            return LayerDifference(name, error)
     return None
 
 # %% ../nbs/19_released_weights.ipynb #df3f2ccb
@@ -686,7 +686,7 @@ def released_losses(
     model: BTAdapter,  # in the released convention
     frames: torch.Tensor,  # (b, t, 3, height, width)
     text: torch.Tensor,  # (b, c)
-    keep: torch.Tensor | None = None,  # what the branch sees, as in `take`
+    keep: torch.Tensor | None = None,  # what the branch sees, as in `gather_kept`
     teacher_keep: torch.Tensor | None = None,  # what it is compared with; default: the same
     tau: float = 0.01,
 ) -> dict[str, torch.Tensor]:
@@ -695,7 +695,9 @@ def released_losses(
     features = model.encode_states(states, keep)
     losses = dict(vtc=video_text_contrastive(features.embedding, text, tau))
     if model.config.align:
-        seen = take(features.frames[:, :, 1:], keep if teacher_keep is None else teacher_keep)
+        seen = gather_kept(
+            features.frames[:, :, 1:], keep if teacher_keep is None else teacher_keep
+        )
         teacher, student = (
             model.clip.project(model.clip.norm(seen)),
             model.branch.align(features.patches),

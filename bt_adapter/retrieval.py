@@ -45,8 +45,8 @@ from .datasets import (
     TooManyBroken,
     encode_tokens,
     loader,
-    normalise,
-    tokenise,
+    normalize_frames,
+    tokenize,
 )
 from .moving_shapes import Scene, caption, motion_scores, render
 from .progress import progress
@@ -614,7 +614,7 @@ def encode_examples(
     source.position = len(parts)
     try:
         for some in progress(source, "encoding clips", len(source) - len(parts)):
-            found = embed(clip, normalise(some.frames, clip), methods, last)
+            found = embed(clip, normalize_frames(some.frames, clip), methods, last)
             parts.append({"index": some.index} | dict(zip(_NUMBERS, found.values())))
             if folder:
                 _keep(folder, source.position - 1, parts[-1])
@@ -635,7 +635,7 @@ def encode_captions(
     owner = [i for i, example in enumerate(examples) for _ in example.captions]
     captions = [caption for example in examples for caption in example.captions]
     parts = [captions[i : i + 256] for i in range(0, len(captions), 256)]
-    found = [encode_tokens(clip, tokenise(part, clip.tokenizer, tokens)) for part in parts]
+    found = [encode_tokens(clip, tokenize(part, clip.tokenizer, tokens)) for part in parts]
     return torch.cat([part.float().cpu() for part in found]), torch.tensor(owner)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STILL_MOTIONS', 'SHARPEST', 'CONFIG', 'byte_pair_merges', 'vocabulary', 'write_merges', 'stills', 'short_motion',
-           'trails', 'short_captions', 'choose', 'new_clip', 'optimisers', 'schedule', 'clip_loss', 'train_clip',
+           'trails', 'short_captions', 'choose', 'new_clip', 'clip_optimizers', 'schedule', 'clip_loss', 'train_clip',
            'static_recall', 'opposite_cosines']
 
 # %% ../nbs/21_small_clip.ipynb #ee2b69c9
@@ -27,10 +27,10 @@ from .backbone import FrozenCLIP, load_tokenizer
 from .losses import video_text_contrastive
 from .moving_shapes import (
     BACKGROUNDS,
-    COLOURS,
+    CAPTION_TEMPLATES,
+    COLORS,
     MOTIONS,
     SHAPES,
-    TEMPLATES,
     Scene,
     caption,
     long_exposure,
@@ -69,7 +69,7 @@ def _join(pieces, pair):
 def vocabulary() -> list[str]:
     "Every word that a caption of Moving Shapes can hold."
     phrases = [motion.phrase for motion in MOTIONS.values()]
-    texts = [*TEMPLATES, *COLOURS, *SHAPES, *BACKGROUNDS, *phrases, "a an and something"]
+    texts = [*CAPTION_TEMPLATES, *COLORS, *SHAPES, *BACKGROUNDS, *phrases, "a an and something"]
     return sorted(set(re.findall("[a-z]+", re.sub("{.*?}", "", " ".join(texts)))))
 
 
@@ -87,15 +87,15 @@ def stills(
     groups: int,  # of one colour and one background, each with every shape
 ) -> tuple[list[torch.Tensor], list[str], list[str]]:  # pictures, captions, short captions
     "Single frames of random clips and what they show."
-    looks = [(colour, background) for colour in COLOURS for background in BACKGROUNDS]
+    looks = [(color, background) for color in COLORS for background in BACKGROUNDS]
     pictures, captions, short = [], [], []
     for group in rng.choice(len(looks), groups, replace=False):
-        colour, background = looks[group]
+        color, background = looks[group]
         for shape in SHAPES:
             motion = str(rng.choice(STILL_MOTIONS))
-            scene = Scene((random_thing(colour, shape, motion, rng),), background)
+            scene = Scene((random_thing(color, shape, motion, rng),), background)
             pictures.append(render(scene, [rng.uniform()])[0])
-            captions.append(static_caption(scene, rng.integers(len(TEMPLATES))))
+            captions.append(static_caption(scene, rng.integers(len(CAPTION_TEMPLATES))))
             short.append(f"a {shape}")
     return pictures, captions, short
 
@@ -113,7 +113,10 @@ def trails(
     "Long exposures of moving things and what happens in them."
     known, pictures, captions, short = pairs("train"), [], [], []
     for group in rng.choice(len(known), groups, replace=False):
-        background, template = str(rng.choice(list(BACKGROUNDS))), rng.integers(len(TEMPLATES))
+        background, template = (
+            str(rng.choice(list(BACKGROUNDS))),
+            rng.integers(len(CAPTION_TEMPLATES)),
+        )
         for motion in MOTIONS:
             scene = Scene((random_thing(*known[group], motion, rng),), background)
             pictures.append(long_exposure(scene))
@@ -125,7 +128,7 @@ def trails(
 def short_captions() -> tuple[list[str], list[str]]:
     "All short captions: of stills, of trails."
     motions = ["something " + m.phrase for name, m in MOTIONS.items() if name in STILL_MOTIONS]
-    return [f"a {s}" for s in SHAPES], motions + [f"something turns {c}" for c in COLOURS]
+    return [f"a {s}" for s in SHAPES], motions + [f"something turns {c}" for c in COLORS]
 
 # %% ../nbs/21_small_clip.ipynb #a2b06196
 SHARPEST = 14  # 1 / tau, at most
@@ -168,7 +171,7 @@ def new_clip(folder: Path) -> nn.Module:
     return model
 
 # %% ../nbs/21_small_clip.ipynb #ce0f16da
-def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def clip_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     "Muon for the matrices of the layers, AdamW for everything else."
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "resblocks" in n]
     taken = {id(p) for p in matrices}
@@ -219,7 +222,7 @@ def train_clip(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = new_clip(folder)
-    tokenize, training = load_tokenizer(folder), optimisers(model)
+    tokenize, training = load_tokenizer(folder), clip_optimizers(model)
     groups = [(group, group["lr"]) for o in training for group in o.param_groups]
     for step in range(steps):
         for group, lr in groups:
@@ -230,8 +233,8 @@ def train_clip(
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not (loss.isfinite() and norm.isfinite()):
             raise ValueError(f"the loss or its gradients are no numbers at step {step}")
-        for optimiser in training:
-            optimiser.step()
+        for optimizer in training:
+            optimizer.step()
         on_step(step, loss.item())
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
@@ -247,7 +250,7 @@ def static_recall(
     rng = np.random.default_rng(seed)
     scenes = [
         Scene((random_thing(c, s, str(rng.choice(STILL_MOTIONS)), rng),), b)
-        for c in COLOURS for s in SHAPES for b in BACKGROUNDS
+        for c in COLORS for s in SHAPES for b in BACKGROUNDS
         for _ in range(frames_per_caption)
     ]  # fmt: skip
     frames = torch.stack([clip.transform(render(scene, [rng.uniform()])) for scene in scenes])

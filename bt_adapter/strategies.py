@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FUSED', 'STRATEGIES', 'MeanPooling', 'SpatioTemporalPooling', 'entry_of', 'InPlaceConfig', 'InPlace',
            'TemporalEmbedding', 'JointST', 'SeparateST', 'Bottleneck', 'STAdapter', 'Branching', 'STAN', 'OpenSTAN',
-           'Kind', 'flops', 'side_by_side']
+           'Kind', 'flops', 'strategy_costs']
 
 # %% ../nbs/34_strategies.ipynb #e28dc326
 from collections.abc import Callable, Sequence
@@ -308,7 +308,7 @@ def flops(
     return counter.get_total_flops()
 
 # %% ../nbs/34_strategies.ipynb #0b67b111
-def side_by_side(
+def strategy_costs(
     clip: FrozenCLIP,
     layers: int = 4,  # k
     frames: int = 8,  # t

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'reference_attention', 'bmm_attention', 'in_training', 'sdpa_attention', 'Traffic', 'operation_bytes',
-           'say_once', 'autocast_type', 'triton_attention', 'multiplies_bf16', 'choose_backend', 'temporal_attention',
+           'warn_once', 'autocast_type', 'triton_attention', 'multiplies_bf16', 'choose_backend', 'temporal_attention',
            'check_qkv']
 
 # %% ../nbs/14_temporal_attention.ipynb #3a7a2b56
@@ -91,7 +91,7 @@ def operation_bytes(function, *args) -> Counter:  # operation -> bytes read and 
 
 # %% ../nbs/14_temporal_attention.ipynb #9bdb1a2a
 @cache
-def say_once(message: str):
+def warn_once(message: str):
     """A warning that is not repeated."""
     warnings.warn(message, stacklevel=3)
 
@@ -114,7 +114,7 @@ def triton_attention(
         qkv = qkv.to(short)
     reason = missing(qkv.device)
     if reason and not torch.compiler.is_compiling():
-        say_once(f"{reason} Another backend takes over.")
+        warn_once(f"{reason} Another backend takes over.")
     if reason or unsupported(qkv):
         return (bmm_attention if return_maps else sdpa_attention)(qkv)
     return fused_attention(qkv, return_maps)

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from bt_adapter.chat import SMOLLM2
-from bt_adapter.instruct import over_seeds, seeds_of
+from bt_adapter.instruct import answers_over_seeds, seeds_of
 
 SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
 CARD = """\
@@ -134,7 +134,7 @@ def card():
         chat_hash=SMOLLM2["hash"],
         chat_clips=chat["test_clips"],
         chat_seeds=len(seeds),
-        chat_figures=table(over_seeds(seeds, spread)),
+        chat_figures=table(answers_over_seeds(seeds, spread)),
         results_commands="\n".join("    " + command for command in commands),
     )
 

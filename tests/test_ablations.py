@@ -14,11 +14,11 @@ from tiny_runs import problems
 
 from bt_adapter import ablations
 from bt_adapter.ablations import (
-    COLUMNS,
-    FULL,
+    ABLATION_COLUMNS,
+    FULL_STUDY,
     MEASURES,
     PAPER_MEASURES,
-    QUICK,
+    QUICK_STUDY,
     ROWS,
     ReleasedOrder,
     Row,
@@ -27,15 +27,15 @@ from bt_adapter.ablations import (
     build,
     difference,
     disagreements,
-    dots,
+    dot_plot,
     embed_states,
     measured,
-    missing,
+    missing_rows,
     orders,
     read_rows,
     settings_of,
     study_rows,
-    summary,
+    table_summary,
 )
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig
@@ -46,7 +46,7 @@ from bt_adapter.released import as_released
 from bt_adapter.retrieval import FIGURES
 from bt_adapter.strategies import Branching
 
-TINY = replace(QUICK, steps=2, objects=2)
+TINY = replace(QUICK_STUDY, steps=2, objects=2)
 BY_NAME = {(row.table, row.name): row for row in ROWS}
 
 
@@ -79,9 +79,14 @@ def test_settings_are_the_same_for_all_rows():
     assert {name for row in ROWS for name, _ in row.branch} == {
         *("projection", "combination", "layers")
     }
-    assert replace(QUICK, steps=FULL.steps, batch=FULL.batch, objects=FULL.objects) == FULL
+    assert (
+        replace(
+            QUICK_STUDY, steps=FULL_STUDY.steps, batch=FULL_STUDY.batch, objects=FULL_STUDY.objects
+        )
+        == FULL_STUDY
+    )
     for row in ROWS:
-        replace(FULL, **dict(row.train))
+        replace(FULL_STUDY, **dict(row.train))
         BranchConfig(**dict(row.branch))
 
 
@@ -150,13 +155,13 @@ def test_a_study_is_stopped_and_continued(clip, tmp_path, monkeypatch):
     assert (first.table, first.name) == ("Table 6", "CLIP") and len(read_rows(path)) == 1
     rest = [*study_rows(clip, rows, path, TINY, 18)]
     assert len(rest) == 5 and len(trained) == len({*trained}) == 5  # one line was there
-    assert not missing(rows, path, settings_of(clip, TINY, 18))
+    assert not missing_rows(rows, path, settings_of(clip, TINY, 18))
     others = [(TINY, 20), (replace(TINY, seed=1), 18), (replace(TINY, batch=36), 18)]
-    assert all(missing(rows, path, settings_of(clip, *other)) == rows for other in others)
+    assert all(missing_rows(rows, path, settings_of(clip, *other)) == rows for other in others)
     another = settings_of(clip, TINY, 18) | {"fingerprint": "of another CLIP"}
-    assert missing(rows, path, another) == rows
+    assert missing_rows(rows, path, another) == rows
     lines = read_rows(path)
-    assert tuple(lines[0]) == COLUMNS and {row["clips"] for row in lines} == {"18"}
+    assert tuple(lines[0]) == ABLATION_COLUMNS and {row["clips"] for row in lines} == {"18"}
     by = {row["row"]: row for row in lines}
     assert float(by["CLIP"]["seconds a step"]) == 0 and by["CLIP"]["parameters"] == "0"
     assert len(by["in order"]["gates"].split()) == 4 and by["CLIP"]["gates"] == ""
@@ -170,10 +175,10 @@ def test_a_study_is_stopped_and_continued(clip, tmp_path, monkeypatch):
 def write(path, values):
     """A study with these (table, row, figure of every measure)."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, ABLATION_COLUMNS)
         writer.writeheader()
         for table, row, figure in values:
-            line = dict.fromkeys(COLUMNS, "") | {"table": table, "row": row}
+            line = dict.fromkeys(ABLATION_COLUMNS, "") | {"table": table, "row": row}
             writer.writerow(line | dict.fromkeys(FIGURES, figure))
     return read_rows(path)
 
@@ -181,17 +186,17 @@ def write(path, values):
 def test_tables_come_from_the_file(tmp_path):
     values = [("Table 7", "VTC", 40), ("Table 7", "VTC", 44), ("Table 7", "VTC, MBTA", 41)]
     lines = write(tmp_path / "x.csv", values)
-    first, second = summary(lines, "Table 7")
+    first, second = table_summary(lines, "Table 7")
     assert first == {
         **{"row": "VTC", "seeds": 2, "T2V R@1": "42.0 ± 2.8", "motion": "42.0 ± 2.8"},
         **{"direction": "42.0 ± 2.8", "paper": "38.5 / 33.9"},
     }
     assert second["T2V R@1"] == "41.0" and second["paper"] == "39.3 / 34.3"
-    assert summary(lines, "Table 6") == []
+    assert table_summary(lines, "Table 6") == []
     assert measured(lines, "Table 7", "direction") == {"VTC": [40, 44], "VTC, MBTA": [41]}
     lines = write(tmp_path / "y.csv", [("frames", "8 at test", 3), ("frames", "2 at test", 4)])
-    assert [row["row"] for row in summary(lines, "frames")] == ["2 at test", "8 at test"]
-    assert "paper" not in summary(lines, "frames")[0]
+    assert [row["row"] for row in table_summary(lines, "frames")] == ["2 at test", "8 at test"]
+    assert "paper" not in table_summary(lines, "frames")[0]
 
 
 def test_a_difference_is_clear_if_it_is_twice_its_error():
@@ -243,7 +248,7 @@ def test_a_figure_shows_every_seed_mean_and_deviation(tmp_path):
         row | {"seconds a step": 0.5 * i} for i, row in enumerate(write(tmp_path / "x.csv", values))
     ]
     panels = {"percent": ("motion", "direction"), "seconds": ("seconds a step",)}
-    left, right = dots(lines, "Figure 4", panels, "mask ratio").axes
+    left, right = dot_plot(lines, "Figure 4", panels, "mask ratio").axes
     assert [text.get_text() for text in left.get_xticklabels()] == ["0.3", "0.9"]
     heights = [[*map(float, line.get_ydata())] for line in left.lines]
     spread = statistics.stdev([20, 24])
@@ -256,7 +261,7 @@ def test_a_figure_shows_every_seed_mean_and_deviation(tmp_path):
 def test_the_shipped_study_is_complete():
     """Every row of five seeds, no line twice, and what stands in them is what `ROWS` says."""
     lines = read_rows(samples_folder() / "ablations.csv")
-    assert tuple(lines[0]) == COLUMNS
+    assert tuple(lines[0]) == ABLATION_COLUMNS
     settings = ("seed", "steps", "batch", "objects", "clips", "fingerprint")
     made = [tuple(row[name] for name in ("table", "row", *settings)) for row in lines]
     assert len({*made}) == len(made)
@@ -297,7 +302,7 @@ def test_mistakes_are_one_sentence(arguments, message, monkeypatch, capsys, tmp_
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(ablations, "QUICK", replace(TINY, steps=1))
+    monkeypatch.setattr(ablations, "QUICK_STUDY", replace(TINY, steps=1))
     out = tmp_path / "x.csv"
     for seeds in (1, 2):
         arguments = ["--quick", "--table", "frame order", "--out", out, "--seeds", seeds]
@@ -318,7 +323,7 @@ def test_the_whole_quick_study(monkeypatch, capsys, tmp_path):
     printed, lines = capsys.readouterr(), read_rows(out)
     assert len(lines) == len(ROWS)
     assert {(row["table"], row["row"]) for row in lines} == {*BY_NAME}
-    assert {(row["steps"], row["seed"]) for row in lines} == {(str(QUICK.steps), "0")}
+    assert {(row["steps"], row["seed"]) for row in lines} == {(str(QUICK_STUDY.steps), "0")}
     assert all(math.isfinite(float(row[name])) for row in lines for name in FIGURES)
     untrained = {row["row"] for row in lines if float(row["seconds a step"]) == 0}
     assert untrained == {"baseline, frozen", "ST pooling, frozen", "CLIP"}

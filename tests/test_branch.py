@@ -23,7 +23,7 @@ from bt_adapter.branch import (
     SpatialLayer,
     TemporalLayer,
     copy_of_block,
-    take,
+    gather_kept,
 )
 from bt_adapter.masking import tube_mask
 from bt_adapter.temporal_attention import operation_bytes
@@ -60,8 +60,8 @@ def assert_close(found, expected):
 
 
 def layer_norm(x, weight, bias):
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
 
 
 def linear(x, weight, bias):
@@ -184,7 +184,7 @@ def test_equation_2():
 def test_equation_3():
     model, state = adapter(), torch.randn(2, T, 1 + L, D)
     weights, position = model.branch.state_dict(), model.clip.position
-    ours = state[:, :, 1:] + model.branch.where_and_when(position, T, None)
+    ours = state[:, :, 1:] + model.branch.position_embedding(position, T, None)
     assert_close(ours, equation_3(state, weights, position))
 
 
@@ -400,7 +400,7 @@ def test_a_masked_branch_equals_the_equations_on_the_kept_patches():
 def test_tokens_of_a_loose_mask_are_those_it_lists():
     patches = torch.arange(2 * T * L).reshape(2, T, L, 1)
     keep = torch.stack([torch.randperm(T * L)[:6].reshape(T, 2) for _ in range(2)])
-    taken = take(patches, keep)
+    taken = gather_kept(patches, keep)
     for b in range(2):
         for t in range(T):
             for k in range(2):

@@ -24,8 +24,8 @@ from test_video import only_sound
 from bt_adapter import datasets
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.datasets import (
+    CLIP_PRESETS,
     FORMATS,
-    PRESETS,
     ClipDataset,
     Example,
     Report,
@@ -35,9 +35,9 @@ from bt_adapter.datasets import (
     encode_tokens,
     index_shards,
     loader,
-    normalise,
+    normalize_frames,
     read_examples,
-    tokenise,
+    tokenize,
     write_shards,
 )
 from bt_adapter.video import read_clip, write_clip
@@ -55,8 +55,8 @@ def examples(tmp_path_factory):
     """Sixteen clips of 16 frames, each in a grey of its own, with two captions."""
     folder, made = tmp_path_factory.mktemp("clips"), []
     for i in range(16):
-        grey = torch.full((16, 16, 16, 3), 10 + 15 * i, dtype=torch.uint8)
-        write_clip(folder / f"{i}.mp4", grey)
+        gray = torch.full((16, 16, 16, 3), 10 + 15 * i, dtype=torch.uint8)
+        write_clip(folder / f"{i}.mp4", gray)
         captions = (f"grey {i}", f"the grey of {i}")
         made.append(Example(f"clip{i}", str(folder / f"{i}.mp4"), captions))
     return made
@@ -238,7 +238,8 @@ def test_conversations_of_several_turns(tmp_path):
 def test_settings_of_paper_and_code():
     """Appendix A of the paper, and the authors' configurations."""
     as_tuple = {
-        name: {d: (s.frames, s.tokens) for d, s in known.items()} for name, known in PRESETS.items()
+        name: {d: (s.frames, s.tokens) for d, s in known.items()}
+        for name, known in CLIP_PRESETS.items()
     }
     actions = ("kinetics400", "hmdb51", "ucf101")
     paper = {"webvid": (8, 32), "msrvtt": (12, 12), "didemo": (64, 64), "lsmdc": (12, 32)}
@@ -246,9 +247,9 @@ def test_settings_of_paper_and_code():
     code = {"webvid": (8, 64), "msrvtt": (12, 32), **dict.fromkeys(actions, (16, 32))}
     code |= dict.fromkeys(("didemo", "lsmdc", "activitynet"), (64, 77))
     assert as_tuple == {"paper": paper, "released": code}
-    wide = {d for d, s in PRESETS["released"].items() if round(224 * s.margin) == 256}
+    wide = {d for d, s in CLIP_PRESETS["released"].items() if round(224 * s.margin) == 256}
     assert wide == {"didemo", "lsmdc", "activitynet"}
-    assert {s.margin for s in PRESETS["paper"].values()} == {1.0}
+    assert {s.margin for s in CLIP_PRESETS["paper"].values()} == {1.0}
     assert set(paper) == set(FORMATS) - {"table", "instructions"}
 
 
@@ -258,7 +259,7 @@ def test_settings_of_paper_and_code():
 @pytest.mark.parametrize("height, width", [(64, 64), (48, 90), (131, 70), (20, 30), (64, 200)])
 def test_evaluation_frames_are_clips_own(clip, height, width):
     pixels = torch.randint(0, 256, (3, height, width, 3), dtype=torch.uint8)
-    ours = normalise(crop_frames(pixels, clip.image_size)[None], clip)[0]
+    ours = normalize_frames(crop_frames(pixels, clip.image_size)[None], clip)[0]
     assert torch.equal(ours, clip.transform(pixels))
 
 
@@ -298,7 +299,7 @@ def test_areas_and_shapes_of_random_crops():
 def test_the_end_token_is_never_lost(clip, length):
     words = clip.tokenizer
     texts = ["red", "a red square moves left on a black background " * 9]
-    tokens = tokenise(texts, words, length)
+    tokens = tokenize(texts, words, length)
     assert tokens.shape == (2, words.context_length) and tokens.dtype == torch.long
     for row in tokens.tolist():
         assert row.count(words.eot_token_id) == 1 and max(row) == words.eot_token_id
@@ -311,9 +312,9 @@ def test_the_end_token_is_never_lost(clip, length):
 def test_captions_that_are_none(clip):
     for captions in (["a", " "], "a"):
         with pytest.raises(ValueError, match="none of them empty"):
-            tokenise(captions, clip.tokenizer)
+            tokenize(captions, clip.tokenizer)
     with pytest.raises(ValueError, match="3 tokens or more"):
-        tokenise(["a"], clip.tokenizer, 2)
+        tokenize(["a"], clip.tokenizer, 2)
     with pytest.raises(ValueError, match="A clip is uint8"):
         crop_frames(torch.zeros(3, 8, 8, 3), SIZE)
 
@@ -840,5 +841,5 @@ def test_the_shipped_clips(clip):
     found = read_examples(folder / "captions.csv", clips=folder / "clips")
     (batch,) = loader(ClipDataset(found, clip.image_size), len(found), clip.tokenizer)
     wanted = torch.stack([clip.transform(read_clip(e.path)) for e in found])
-    assert torch.equal(normalise(batch.frames, clip), wanted)
+    assert torch.equal(normalize_frames(batch.frames, clip), wanted)
     assert torch.equal(encode_tokens(clip, batch.tokens), clip.encode_text(batch.captions))

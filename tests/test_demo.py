@@ -29,11 +29,12 @@ from bt_adapter.video import read_clip, write_clip
 CLIPS = samples_folder() / "clips"
 NAMES = list(room.sample_scenes())
 CONVERSE = room.converse
+LESSONS = [path for path in NOTEBOOKS if path.parent == ROOT / "nbs" and path.stem != "index"]
 
 
 TALK = [
     {"question": f"{kind}?", "it shows": "x"} | {f"{name} says": name for name in room.TALKERS}
-    for kind in room.ASKED
+    for kind in room.ASKED_KINDS
 ]
 
 
@@ -248,8 +249,7 @@ def test_the_first_page_lists_all_lessons_in_order():
     page = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown")
     listed = re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", text, re.M)
-    lessons = [path for path in NOTEBOOKS if path.parent == ROOT / "nbs" and path.stem != "index"]
-    assert listed == [path.name for path in lessons]
+    assert listed == [path.name for path in LESSONS]
 
 
 def test_the_card_tells_the_figures():
@@ -274,5 +274,5 @@ def test_the_card_tells_the_figures():
 def test_links_of_the_first_page_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = [t for t in re.findall(r"\]\(([^)\s#]+)", text) if not re.match(r"[a-z]+:", t)]
-    assert len(targets) > len(NOTEBOOKS)
+    assert len(targets) > len(LESSONS)
     assert [t for t in targets if not (ROOT / t).exists()] == []

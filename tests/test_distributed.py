@@ -29,8 +29,8 @@ def work(rank, world, out):
         config = engine.PretrainConfig(steps=2, batch=12, chunk=chunk, **SETTINGS)
         # Other processes begin with other weights: they must get the first one's.
         trainer = engine.Trainer(tiny_adapter(seed=rank), config, accelerator)
-        batch = next(Source(engine.Ranks(rank, world))(0, 3))
-        keep = tube_mask(12, 4, 0.5, trainer.masks)[engine.Ranks(rank, world).share(12)]
+        batch = next(Source(engine.ProcessInfo(rank, world))(0, 3))
+        keep = tube_mask(12, 4, 0.5, trainer.masks)[engine.ProcessInfo(rank, world).share(12)]
         found[f"{chunk} losses"] = engine.backward_in_chunks(
             trainer.passes, batch, keep, config, accelerator
         )

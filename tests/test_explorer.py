@@ -129,9 +129,9 @@ def test_the_widget_answers():
     live, messages = x.live_widget(explorer), []
     live.observe(lambda change: messages.append(change.name))
     live.layer = 1
-    assert live.weights == x.quantise(explorer.weights(1, 0))[0]
+    assert live.weights == x.quantize(explorer.weights(1, 0))[0]
     live.head = 2
-    assert live.weights == x.quantise(explorer.maps[1, :, 1])[0]
+    assert live.weights == x.quantize(explorer.maps[1, :, 1])[0]
     assert live.weights_top == pytest.approx(explorer.maps[1, :, 1].max())
     explorer.relevance = lambda text: (_ for _ in ()).throw(ValueError("No such words."))
     live.caption = "?"

@@ -35,15 +35,15 @@ from bt_adapter.instruct import (
     InstructConfig,
     answer_loss,
     answers,
+    branch_parameters_read,
     exact_match,
     for_dialogues,
+    greedy_answers,
     make_batch,
     make_small_chat,
     read_dialogues,
-    said_of,
     tokens_of,
-    train,
-    used,
+    train_parameters,
 )
 from bt_adapter.video import read_clip
 
@@ -114,7 +114,7 @@ def test_gradients_reach_projector_and_the_used_branch_and_nothing_else():
     loss = answer_loss(model, tower(model).encode(clips(b=2)), tuning_batch(tokenizer))
     loss.backward()
     moved = {n for n, p in pool.branch.named_parameters() if p.grad is not None}
-    assert moved == {*used(pool)} and moved
+    assert moved == {*branch_parameters_read(pool)} and moved
     assert all(p.grad.abs().sum() > 0 for p in projector.parameters())
     others = [*model.model.language_model.parameters(), *tower(model).tower.parameters()]
     assert all(p.grad is None for p in [*others, model.lm_head.weight])
@@ -213,7 +213,7 @@ def test_presets_are_those_of_table_8_and_of_the_released_code():
 def test_every_part_has_its_own_rate():
     config = InstructConfig(1, 1, lr=0.1, branch_lr=0.01, lora_lr=0.001)
     names = "projector.a", "branch.b", "layers.0.lora_A.c", "layers.0.lora_B.d"
-    groups = instruct.optimiser_of({n: nn.Parameter(torch.zeros(1)) for n in names}, config)
+    groups = instruct.optimizer_of({n: nn.Parameter(torch.zeros(1)) for n in names}, config)
     found = {group["lr"]: len(group["params"]) for group in groups.param_groups}
     assert found == {0.1: 1, 0.01: 1, 0.001: 2}
 
@@ -299,7 +299,7 @@ def run(folder, on_step=lambda step: None, run=None, config=CONFIG):
         goal = torch.randn(5, generator=torch.Generator().manual_seed(step))
         return (torch.cat([*named.values()]) - goal).square().sum()
 
-    train(named, loss_of, config, folder, run or dict(name="toy"), every=6)
+    train_parameters(named, loss_of, config, folder, run or dict(name="toy"), every=6)
     return torch.cat([*named.values()]).detach()
 
 
@@ -349,7 +349,7 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     named = {"a": nn.Parameter(torch.ones(1))}
     with pytest.raises(ValueError, match="no number"):
-        train(named, lambda step: named["a"].sum() * float("nan"), CONFIG, tmp_path, {})
+        train_parameters(named, lambda step: named["a"].sum() * float("nan"), CONFIG, tmp_path, {})
 
 
 def test_gradients_that_are_no_numbers_end_the_run_and_keep_the_checkpoint(tmp_path):
@@ -365,7 +365,7 @@ def test_gradients_that_are_no_numbers_end_the_run_and_keep_the_checkpoint(tmp_p
     with pytest.raises(
         ValueError, match=r"gradients are no numbers at step 3; the clips were clip 3"
     ):
-        train(named, loss_of, CONFIG, tmp_path, {}, 2, names_of)
+        train_parameters(named, loss_of, CONFIG, tmp_path, {}, 2, names_of)
     assert named["a"].isfinite().all()
     assert instruct.load_checkpoint(kept, {})["step"] == 2
 
@@ -450,7 +450,10 @@ def test_what_is_made_is_what_is_loaded(made, monkeypatch):
         talk = VideoChat(model, tokenizer, world.render(scenes[0]), max_tokens=12)
         assert talk.prompt.template is chat.TEMPLATES["smollm2"]
         asked = instruct.QUESTIONS["shape"]
-        assert talk.ask(asked).strip() == said_of(model, tokenizer, tokens[:1], asked)[0].strip()
+        assert (
+            talk.ask(asked).strip()
+            == greedy_answers(model, tokenizer, tokens[:1], asked)[0].strip()
+        )
 
 
 @pytest.mark.slow
@@ -525,7 +528,11 @@ def test_a_tuned_host_is_put_together_again(host, tuned):
     assert all(torch.equal(new[name], kept[name].to(new[name].dtype)) for name in changed)
     branch, old = tower(model).branch_pool.branch, BTAdapter.from_pretrained("moving-shapes").branch
     moved = {n for n, w in branch.state_dict().items() if not torch.equal(w, old.state_dict()[n])}
-    assert moved and moved <= {*used(tower(model).branch_pool)} and "gates.2.w_b" in moved
+    assert (
+        moved
+        and moved <= {*branch_parameters_read(tower(model).branch_pool)}
+        and "gates.2.w_b" in moved
+    )
     talk = VideoChat(model, tokenizer, SHIPPED / "left.mp4", PLAIN, max_tokens=3)
     assert len(talk.prompt.whole([], "Why")[0]) == 64 + 4 and isinstance(talk.ask("Why?"), str)
     with plug(before, "mean"):

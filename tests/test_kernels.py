@@ -22,9 +22,9 @@ from bt_adapter.kernels import (
     compile_reports,
     enter_backward_op,
     enter_eagerly,
-    enter_layer,
     enter_op,
     fused_attention,
+    fused_gate_norm,
     roofline,
     tile_for,
     trace,
@@ -528,7 +528,7 @@ def test_rows_are_exact(first, masked, dtype):
     case = row_case(first, masked, dtype)
     shape = (2, 3, 3 if masked else 7, 24)
     upstream = [noise(*shape, dtype=dtype, seed=s) for s in (5, 6)]
-    ours = row_results(enter_layer, case, upstream)
+    ours = row_results(fused_gate_norm, case, upstream)
     truth = row_results(exactly, case, upstream, torch.float64)
     assert max(relative(x, y) for x, y in zip(ours, truth, strict=True)) <= LIMITS[dtype]
 
@@ -536,19 +536,19 @@ def test_rows_are_exact(first, masked, dtype):
 def test_rows_step_by_step_are_the_same():
     for first, masked in ((False, True), (True, False), (None, False)):
         case = row_case(first, masked)
-        ours, eager = enter_layer(*case), enter_eagerly(*case)
+        ours, eager = fused_gate_norm(*case), enter_eagerly(*case)
         torch.testing.assert_close(ours, eager, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_move_no_byte_twice():
     case = row_case(False, True, width=64)
     u = 2 * 3 * 3 * 64 * 4
-    (forward,) = trace(enter_layer, *case)
+    (forward,) = trace(fused_gate_norm, *case)
     vectors, indices = 4 * 64 * 4, 2 * 3 * 8
     assert forward.unique_loaded == 2 * u + vectors + indices
     assert forward.stored == forward.unique_stored == 2 * u and not forward.outside
     upstream = [noise(2, 3, 3, 64), noise(2, 3, 3, 64)]
-    _, backward = trace(row_results, enter_layer, case, upstream)
+    _, backward = trace(row_results, fused_gate_norm, case, upstream)
     sums = 3 * 4 * 64 * 4
     assert backward.unique_loaded == 4 * u + 2 * 64 * 4 + indices
     assert backward.stored == backward.unique_stored == u + sums and not backward.outside
@@ -598,7 +598,9 @@ def test_every_fault_in_rows_is_found(fault, tmp_path, monkeypatch):
         case, results = row_case(first, True, width=24), []
         upstream = [noise(2, 3, 3, 24, seed=s) for s in (5, 6)]
         launches = module.trace(
-            lambda c=case, u=upstream, r=results: r.extend(row_results(module.enter_layer, c, u))
+            lambda c=case, u=upstream, r=results: r.extend(
+                row_results(module.fused_gate_norm, c, u)
+            )
         )
         truth = row_results(exactly, case, upstream, torch.float64)
         bad |= any(t.outside or t.duplicate_stores for t in launches)
@@ -623,7 +625,7 @@ def test_rows_that_do_not_belong_together_are_refused(change, words):
     names = ("state", "branch", "keep", "mix", "place", "norm", "eps", "shift")
     case = dict(zip(names, row_case(False, True))) | change
     with pytest.raises(ValueError, match=words):
-        enter_layer(**case)
+        fused_gate_norm(**case)
 
 
 @pytest.mark.parametrize("keep", [[[0, 2, 7], [1, 2, 4]], [[0, 2, 6], [-1, 2, 4]]], ids=str)
@@ -634,10 +636,10 @@ def test_places_that_are_not_there_are_never_read(first, keep):
 
     def refused():
         with pytest.raises(ValueError, match=r"^keep must hold whole numbers from 0 to 6"):
-            enter_layer(*case)
+            fused_gate_norm(*case)
 
     assert trace(refused) == []  # no kernel began
     mask = torch.zeros(2, 7, dtype=torch.bool).scatter(1, row_case(first, True)[2], True)
     case[2] = mask[:, :3]
     with pytest.raises(ValueError, match=r"^keep must list the places that stay, not mark them"):
-        enter_layer(*case)
+        fused_gate_norm(*case)

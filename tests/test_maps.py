@@ -122,7 +122,7 @@ def test_on_demand_is_a_part_of_all(model):
 def explicit_relevance(model, frames, captions):
     """The same walk with matrices over all tokens, and autograd for the weights' gradient."""
     states = model.clip.layer_outputs(frames, model.config.states)
-    _, heard = m.record(model, states)
+    _, heard = m.record_branch(model, states)
     shape = states[0][:, :, 1:, 0].shape
     pairs = zip(heard.time_qkv, heard.space_qkv)
     parts = [split(*pair, model.branch.spatial[0].heads, shape[0]) for pair in pairs]
@@ -245,7 +245,7 @@ def test_rollout_hands_on_everything(model):
     # with CLS shut out of the attention, nothing is lost
     layers = [(torch.eye(3).expand(2, 4, 3, 3) / 2, torch.eye(5).expand(2, 3, 5, 5) / 2)] * 2
     patches = torch.rand(2, 3, 4)
-    found = m.walk_down(adapter(tiny_clip()), layers, torch.zeros(2), patches, stays=0.5)
+    found = m.backtrack_branch(adapter(tiny_clip()), layers, torch.zeros(2), patches, stays=0.5)
     torch.testing.assert_close(found, patches)
 
 

@@ -39,14 +39,14 @@ def test_things_are_where_their_pose_says(motion, size):
     clip = world.render(Scene((thing,), "black"), 8, size).float().mean(-1) - 8
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     pose = MOTIONS[motion].pose(world.segment_times(8), 0.3)
-    for name, centre in (("x", clip.sum(1) @ axis), ("y", clip.sum(2) @ axis)):
-        found = centre / clip.sum((1, 2))
+    for name, center in (("x", clip.sum(1) @ axis), ("y", clip.sum(2) @ axis)):
+        found = center / clip.sum((1, 2))
         np.testing.assert_allclose(found, np.broadcast_to(pose[name], 8), atol=0.02)
 
 
 def test_a_tenth_of_a_pixel_shows():
     thing = Thing("white", "square", "turn", "white")
-    moved = replace(thing, centre=(0.1 / 32, 0.0))
+    moved = replace(thing, center=(0.1 / 32, 0.0))
     clips = [world.render(Scene((t,), "black"), 1).float() for t in (thing, moved)]
     assert 0 < (clips[0] - clips[1]).abs().max() < 60
 
@@ -73,12 +73,12 @@ def test_no_test_pair_ever_moves_outside_the_test_split(things):
     for split in ("train", "validation"):
         for _ in range(300):
             for thing in world.random_scene(rng, split, things).things:
-                assert not {(thing.colour, thing.shape), (thing.other, thing.shape)} & held_out
+                assert not {(thing.color, thing.shape), (thing.other, thing.shape)} & held_out
 
 
 def test_captions_read_well():
     rng = np.random.default_rng(0)
-    for template in range(len(world.TEMPLATES)):
+    for template in range(len(world.CAPTION_TEMPLATES)):
         for _ in range(200):
             text = world.caption(world.random_scene(rng, things=2), template)
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |[{}]", text), text

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from bt_adapter import precision
+from bt_adapter.backbone import load_clip
+from bt_adapter.branch import BTAdapter
 from bt_adapter.muon import Muon, orthogonalize
 from bt_adapter.precision import autocast_context, chosen_dtype, fast_copy, fast_dtype
 
@@ -186,3 +188,14 @@ def test_orthogonalizing_changes_no_argument(dtype):
     before = matrix.clone()
     orthogonalize(matrix, dtype)
     assert torch.equal(matrix, before)
+
+
+def test_a_clip_and_an_adapter_in_an_imitated_type_say_so(monkeypatch):
+    able(monkeypatch, bf16=False)
+    precision._warn_emulated.cache_clear()
+    with pytest.warns(UserWarning, match="no instructions for bf16"):
+        assert load_clip("moving-shapes", precision="bf16").dtype == torch.bfloat16
+    precision._warn_emulated.cache_clear()
+    with pytest.warns(UserWarning, match="no instructions for bf16"):
+        adapter = BTAdapter.from_pretrained("moving-shapes", precision="bf16")
+    assert adapter.clip.dtype == torch.bfloat16

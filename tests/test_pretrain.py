@@ -29,7 +29,7 @@ from bt_adapter.datasets import ClipDataset, Example, Shards, loader, write_shar
 from bt_adapter.precision import PRECISIONS
 from bt_adapter.pretrain import PRESETS
 from bt_adapter.runs import RunLog, load_checkpoint, read_log
-from bt_adapter.trainer import PretrainConfig, Rates, Trainer
+from bt_adapter.trainer import ParamGroup, PretrainConfig, Trainer
 from bt_adapter.video import read_clip
 
 TINY = PretrainConfig(steps=6, batch=12, precision="fp32", mask_ratio=0.5, tau=0.5)
@@ -80,7 +80,7 @@ def test_released_schedule_warms_up_for_half_an_epoch_and_hardly_bends():
 
 def test_released_rates_reach_the_parameters_that_the_authors_name():
     branch = tiny_adapter(BranchConfig(layers=2, convention="released")).branch
-    (adamw,) = engine.optimisers(branch, PRESETS["released"])
+    (adamw,) = engine.optimizers(branch, PRESETS["released"])
     rates = {id(p): group["lr"] for group in adamw.param_groups for p in group["params"]}
     for name, parameter in branch.named_parameters():
         fast = name.startswith(("temporal.", "gates."))
@@ -91,7 +91,7 @@ def test_released_rates_reach_the_parameters_that_the_authors_name():
 
 def test_muon_takes_the_matrices_of_the_layers():
     branch = tiny_adapter().branch
-    muon, adamw = engine.optimisers(branch, PRESETS["full"])
+    muon, adamw = engine.optimizers(branch, PRESETS["full"])
     matrices = {id(p) for p in muon.param_groups[0]["params"]}
     for name, parameter in branch.named_parameters():
         layers = name.startswith(("temporal.", "spatial."))
@@ -115,9 +115,9 @@ def test_settings_that_make_no_sense(settings, message):
 
 
 def test_a_parameter_without_a_rate_is_named():
-    config = PretrainConfig(rates=(Rates(("temporal.", "spatial.", "gates."), 1.0),))
+    config = PretrainConfig(rates=(ParamGroup(("temporal.", "spatial.", "gates."), 1.0),))
     with pytest.raises(ValueError, match=r"No rate is for video_cls, time, align\.weight"):
-        engine.optimisers(tiny_adapter().branch, config)
+        engine.optimizers(tiny_adapter().branch, config)
 
 
 # One step
@@ -195,8 +195,8 @@ def test_the_gradient_is_cut_to_its_longest():
     norm = first.update(next(Source()(0, 3)))["norm"]
     lengths = []
     short = Trainer(tiny_adapter(), replace(TINY, clip_norm=norm / 10))
-    for optimiser in short.optimisers:
-        optimiser.register_step_pre_hook(
+    for optimizer in short.optimizers:
+        optimizer.register_step_pre_hook(
             lambda o, *_: lengths.extend(p.grad.norm() for g in o.param_groups for p in g["params"])
         )
     assert short.update(next(Source()(0, 3)))["norm"] == pytest.approx(norm)
@@ -289,7 +289,7 @@ engine.save_curves = lambda *_: None  # pictures take longer than the run
 
 def work(folder):
     model = tiny_adapter()
-    same = engine.identity(model, config, "noise")
+    same = engine.run_signature(model, config, "noise")
     run = engine.Run(Path(folder), resume=True, save_every=3)
     if not run.finished(same):
         run.go(model, Source(), config, same)
@@ -346,7 +346,7 @@ def test_killed_at_ten_random_moments_the_weights_are_bit_equal(tmp_path, monkey
 def stopped(signum, folder):
     "A run in `folder` that a signal reaches in its third step."
     model, run = tiny_adapter(), engine.Run(folder, save_every=100)
-    same = engine.identity(model, TINY, "noise")
+    same = engine.run_signature(model, TINY, "noise")
 
     class Interrupted(Source):
         def __call__(self, start, last):
@@ -382,18 +382,21 @@ def test_a_checkpoint_is_touched_by_its_own_run_alone(tmp_path):
     ):
         with pytest.raises(ValueError, match=told):
             run = engine.Run(tmp_path, resume=True)
-            run.go(model, Source(), config, engine.identity(model, config, data))
+            run.go(model, Source(), config, engine.run_signature(model, config, data))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/checkpoint.pt").write_bytes(bytes_before[: len(bytes_before) // 2])
     with pytest.raises(ValueError, match="or is damaged"):
         run = engine.Run(tmp_path / "damaged", resume=True)
-        run.go(model, Source(), TINY, engine.identity(model, TINY, "noise"))
+        run.go(model, Source(), TINY, engine.run_signature(model, TINY, "noise"))
     assert (tmp_path / "checkpoint.pt").read_bytes() == bytes_before
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     model, run = tiny_adapter(), engine.Run(tmp_path, save_every=2)
-    same, limit = engine.identity(model, TINY, "noise"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    same, limit = (
+        engine.run_signature(model, TINY, "noise"),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
 
     class Filling(Source):
         def __call__(self, start, last):
@@ -437,7 +440,7 @@ def test_a_clock_that_is_set_back_does_not_change_the_rate(tmp_path, monkeypatch
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
     model = tiny_adapter()
-    same = engine.identity(model, TINY, "noise")
+    same = engine.run_signature(model, TINY, "noise")
     run = engine.Run(tmp_path)
     run.go(model, Source(), TINY, same)
     run.finish(model, TINY, same)

@@ -20,9 +20,9 @@ from bt_adapter.cli.evaluate import main
 from bt_adapter.datasets import (
     crop_frames,
     encode_tokens,
-    normalise,
+    normalize_frames,
     read_examples,
-    tokenise,
+    tokenize,
     write_shards,
 )
 from bt_adapter.recognition import (
@@ -166,7 +166,9 @@ def run(monkeypatch, *arguments):
 def features(model, clips, frames, margin=1.0):
     """Embeddings of CLIP, adapter and adapter with shuffled frames, clip by clip."""
     found = [read_clip(path, frames) for path in clips]
-    found = [normalise(crop_frames(f, model.clip.image_size, margin), model.clip) for f in found]
+    found = [
+        normalize_frames(crop_frames(f, model.clip.image_size, margin), model.clip) for f in found
+    ]
     orders = wrong_orders(len(clips), frames, torch_rng())
     ways = {
         "frozen CLIP": [model.clip.encode_video(f[None])[0] for f in found],
@@ -185,7 +187,7 @@ def torch_rng():
 
 
 def text_of(model, texts, tokens):
-    return encode_tokens(model.clip, tokenise(texts, model.clip.tokenizer, tokens))
+    return encode_tokens(model.clip, tokenize(texts, model.clip.tokenizer, tokens))
 
 
 @pytest.mark.parametrize("name", FORMATS)

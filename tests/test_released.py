@@ -28,7 +28,7 @@ from bt_adapter.released import (
     released_losses,
     released_tensors,
     save_released,
-    trace,
+    trace_states,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -91,7 +91,7 @@ def tokens(cls, patches):
 
 def forward_errors(model, recorded, keep=None):
     """Of every state and of the feature, under the recorded names."""
-    found = trace(model, clips_first(recorded["video"]), keep)
+    found = trace_states(model, clips_first(recorded["video"]), keep)
     depth, branch, errors = len(model.clip.blocks), model.config.layers, {}
     for i in range(depth + 1):
         clip = found["CLIP's first input" if i == 0 else f"CLIP layer {i}"].flatten(0, 1)
@@ -131,7 +131,7 @@ def test_golden_forward_pass_of_eva(threads):
 
 def test_golden_frame_features_and_final_norm():
     model, recorded = load_released(weights("official"), heads=4), recording("eval_norm")
-    found = trace(model, clips_first(recorded["video"]))
+    found = trace_states(model, clips_first(recorded["video"]))
     backbone = found["CLIP layer 6"][:, :, 0]
     cls = found["branch layer 4, CLS"][:, None].expand_as(backbone)
     normed = model.clip.norm(model.branch.gates[-1](cls, backbone))
@@ -239,7 +239,7 @@ def test_golden_chat_from_pixels(frames, threads):
     }
     for i in (-2, -3, -4):
         errors[f"hidden_states.{i}"] = error(combined(*layers[i]), recorded[f"hidden_states.{i}"])
-    states = trace(load_released(weights("official"), heads=4), video)
+    states = trace_states(load_released(weights("official"), heads=4), video)
     for i, name in ((-5, "CLIP layer 2"), (-6, "CLIP layer 1"), (-7, "CLIP's first input")):
         errors[f"hidden_states.{i}"] = error(states[name][0], recorded[f"hidden_states.{i}"])
     assert {*errors} == {*recorded} - {"input"}
@@ -448,7 +448,7 @@ def test_gates_that_are_missed_are_named(gone, fits):
 def test_one_gate_alone():
     video = clips_first(recording("eval_norm")["video"])
     traces = {
-        gated: trace(load_released(weights("official"), heads=4, gated=gated), video)
+        gated: trace_states(load_released(weights("official"), heads=4, gated=gated), video)
         for gated in (True, False, "middle", "output")
     }
     same = {
@@ -479,12 +479,12 @@ def test_the_first_difference_is_named(parameter, layer):
     assert first_difference(a, b, video) is None
     b.get_parameter(parameter).data.flatten()[::5] += 0.1  # a layer norm forgets what is alike
     assert first_difference(a, b, video).layer == layer
-    assert first_difference(trace(a, video), b, video).layer == layer
+    assert first_difference(trace_states(a, video), b, video).layer == layer
 
 
 def test_a_layer_that_one_encoder_lacks_and_one_that_is_no_number_differ():
     video = clips_first(recording("eval_norm")["video"])
-    whole = trace(load_released(weights("official"), heads=4), video)
+    whole = trace_states(load_released(weights("official"), heads=4), video)
     short = {name: state for name, state in whole.items() if "branch layer 4" not in name}
     for pair in ((whole, short), (short, whole)):
         assert first_difference(*pair, video).layer == "branch layer 4, CLS"

@@ -40,7 +40,7 @@ def test_training_is_a_function_of_the_seed(tmp_path):
 
 def test_no_test_pair_moves_in_training():
     rng = np.random.default_rng(0)
-    held_out = {f"{colour} {shape}" for colour, shape in pairs("test")}
+    held_out = {f"{color} {shape}" for color, shape in pairs("test")}
     for _ in range(20):
         for text in small_clip.trails(rng, groups=4)[1]:
             assert not any(pair in text for pair in held_out), text

@@ -18,7 +18,7 @@ from bt_adapter.strategies import (
     STAdapter,
     entry_of,
     flops,
-    side_by_side,
+    strategy_costs,
 )
 
 FROM_CLIP = ["mean pooling", "ST pooling", "separate-ST", "separate-ST, frozen", "ST-Adapter"]
@@ -133,7 +133,7 @@ def test_parameters_are_as_counted_by_hand():
         "STAN, frozen": 2 * (layer + temporal) + 64 * d + d,
         "BT-Adapter": 2 * (layer + temporal) + 64 * d + d + 2 * d,
     }
-    assert {row["strategy"]: row["parameters"] for row in side_by_side(clip, 2)} == expected
+    assert {row["strategy"]: row["parameters"] for row in strategy_costs(clip, 2)} == expected
     assert STAdapter(clip, 2).branch.align.weight.shape == (joint, d)
 
 

@@ -6,7 +6,7 @@ import torch
 from tiny import shake, tiny_clip
 
 from bt_adapter.branch import BranchConfig, BTAdapter
-from bt_adapter.trainer import Batch, Ranks
+from bt_adapter.trainer import Batch, ProcessInfo
 
 
 def tiny_adapter(config: BranchConfig | None = None, seed: int = 0) -> BTAdapter:
@@ -19,8 +19,8 @@ def tiny_adapter(config: BranchConfig | None = None, seed: int = 0) -> BTAdapter
 class Source:
     """Batches of 12 clips that are a function of the step: 3 frames, 4 patches."""
 
-    def __init__(self, ranks: Ranks | None = None):
-        self.share = (ranks or Ranks()).share(12)
+    def __init__(self, ranks: ProcessInfo | None = None):
+        self.share = (ranks or ProcessInfo()).share(12)
 
     def __call__(self, start: int, last: int):
         for step in count(start):

@@ -13,7 +13,7 @@ from pathlib import Path
 # %% ../../nbs/workshop/cli/ablations.ipynb #75c1312d
 from . import options
 from .console import command, loading, run, show
-from ..evaluation import check_file
+from ..evaluation import check_given_file
 
 # %% ../../nbs/workshop/cli/ablations.ipynb #e619d083
 app = command("The paper's ablations on Moving Shapes, as lines of a CSV file.")
@@ -27,12 +27,12 @@ def check_study(tables: list[str] | None, seeds: int | None, out: Path):
         raise ValueError(f"no table is called {unknown.pop()!r}: choose from {known}")
     if seeds is not None and seeds < 1:
         raise ValueError(f"a study needs one seed or more, not {seeds}")
-    check_file(out)
+    check_given_file(out)
 
 # %% ../../nbs/workshop/cli/ablations.ipynb #1539e839
 @app.command()
 def ablations(
-    out: options.Study = Path("ablations.csv"),
+    out: options.StudyFile = Path("ablations.csv"),
     quick: options.Quick = False,
     seeds: options.Seeds = None,
     tables: options.Tables = None,
@@ -44,15 +44,15 @@ def ablations(
         from .. import ablations as library
         from ..backbone import load_clip
         from ..retrieval import check_csv
-    check_csv(out, library.COLUMNS)
-    model, config = load_clip(clip), library.QUICK if quick else library.FULL
+    check_csv(out, library.ABLATION_COLUMNS)
+    model, config = load_clip(clip), library.QUICK_STUDY if quick else library.FULL_STUDY
     clips, rows = 18 if quick else 408, [r for r in library.ROWS if not tables or r.table in tables]
     for seed in range(seeds or (1 if quick else 5)):
         for row in library.study_rows(model, rows, out, replace(config, seed=seed), clips):
             print(f"seed {seed}: {row.table}, {row.name}", file=sys.stderr, flush=True)
     same = library.settings_of(model, config, clips).items() - {("seed", str(config.seed))}
     lines = [line for line in library.read_rows(out) if same <= line.items()]
-    told = {name: library.summary(lines, name) for name in options.STUDIES}
+    told = {name: library.table_summary(lines, name) for name in options.STUDIES}
     told |= {"order": library.agreement(lines)}
     show({name: rows for name, rows in told.items() if rows})
 

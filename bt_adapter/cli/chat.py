@@ -65,15 +65,15 @@ def talk(
     ask: options.Ask = None,
     model: options.ChatModel = "moving-shapes",
     video: options.Video = None,
-    template: options.Template = None,
+    template: options.TemplateName = None,
     frames: options.Frames = 8,
     temperature: options.Temperature = 0.0,
     max_tokens: options.MaxTokens = 256,
     reader: options.Reader = "pyav",
 ):
     "Ask about CLIP; without --ask, line by line from the terminal."
-    options.check_clip(clip)
-    options.check_reader(reader)
+    options.check_clip_path(clip)
+    options.check_reader_name(reader)
     check_model(model, video, template)
     with loading("loading the chat model"):
         from .. import chat as library

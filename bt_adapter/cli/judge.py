@@ -23,7 +23,7 @@ def mark(
     model: options.Judge = None,
     aspect: options.Aspect = "qa",
     base_url: options.Url = None,
-    replies: options.Replies = Path("runs/replies.jsonl"),
+    replies: options.RepliesFolder = Path("runs/replies.jsonl"),
     workers: options.Asking = 4,
     timeout: options.Timeout = 30.0,
     as_json: options.Json = False,

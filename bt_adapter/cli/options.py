@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', 'STUDIES', 'READERS', 'ACTIVATIONS', 'ClipPaths',
-           'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out', 'Picture', 'Rows', 'Json', 'Device', 'Clip', 'Pretrained',
-           'Activation', 'Data', 'Annotation', 'Format', 'ClipFolder', 'Videos', 'Split', 'Frames', 'Workers', 'Reader',
-           'Seed', 'Steps', 'Epochs', 'BatchSize', 'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume',
-           'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Llava',
-           'Dialogues', 'TuningRecipe', 'Released', 'Gates', 'Heads', 'Beside', 'Count', 'Settings', 'FramesInstead',
-           'Tokens', 'Classes', 'Prompt', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Batch', 'Quick', 'Seeds',
-           'Tables', 'Study', 'ShapesClip', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'Template',
-           'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url', 'Replies', 'Asking',
-           'Timeout', 'ChatFolder', 'GalleryClips', 'at_least', 'check_clip', 'check_file', 'check_activation',
-           'check_reader', 'check_adapter', 'check_format', 'check_out', 'option', 'choice']
+           'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName',
+           'PretrainedTag', 'Activation', 'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Videos', 'Split', 'Frames',
+           'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'GlobalBatch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
+           'Broken', 'Resume', 'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests',
+           'Llava', 'Dialogues', 'TuningRecipe', 'Released', 'Gates', 'Heads', 'Beside', 'Count', 'Settings',
+           'FramesInstead', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'BatchSize',
+           'Quick', 'Seeds', 'Tables', 'StudyFile', 'ShapesClip', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
+           'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
+           'RepliesFolder', 'Asking', 'Timeout', 'ChatFolder', 'GalleryClips', 'at_least', 'check_clip_path',
+           'check_file', 'check_activation', 'check_reader_name', 'check_adapter', 'check_format', 'check_out',
+           'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -47,7 +48,7 @@ def at_least(least: int, **values: int | None):
             raise ValueError(f"{name} must be {least} or more, not {value}")
 
 
-def check_clip(path: Path):
+def check_clip_path(path: Path):
     "Raises ValueError unless there is such a file or folder."
     if not path.exists():
         raise ValueError(f"Cannot read {path}: there is no such file.")
@@ -65,7 +66,7 @@ def check_activation(name: str | None):
         raise ValueError(f"activation must be {' or '.join(ACTIVATIONS)}, not {name!r}")
 
 
-def check_reader(name: str):
+def check_reader_name(name: str):
     "Raises ValueError if no reader of clips has this name."
     if name not in READERS:
         raise ValueError(f"No reader is called {name!r}: choose from {', '.join(READERS)}.")
@@ -113,18 +114,20 @@ AdapterPaths = Annotated[
     typer.Argument(help="folders that bta-pretrain wrote; by default the shipped adapter"),
 ]
 Out = Annotated[Path, typer.Option(help="folder for what is made and its card")]
-Picture = Annotated[Path, typer.Option(help="PNG to write")]
+PicturePath = Annotated[Path, typer.Option(help="PNG to write")]
 Rows = option(Path, "append the rows to this CSV file", "--csv")
 Json = Annotated[bool, typer.Option("--json", help="results for programs")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-Clip = Annotated[str, typer.Option(help="a CLIP of open_clip, or a folder")]
-Pretrained = option(str, "open_clip's tag of its weights, such as openai")
+ClipName = Annotated[str, typer.Option(help="a CLIP of open_clip, or a folder")]
+PretrainedTag = option(str, "open_clip's tag of its weights, such as openai")
 Activation = option(str, "of that CLIP, where neither name nor weights say: gelu or quickgelu")
 
 # %% ../../nbs/workshop/cli/options.ipynb #54d91669
 Data = option(Path, "annotations of a data set, or a folder of shards; without: Moving Shapes")
 Annotation = Annotated[Path, typer.Argument(help="annotations of a data set")]
-Format = Annotated[str, typer.Option("--format", help=f"of the annotations: {', '.join(FORMATS)}")]
+FormatName = Annotated[
+    str, typer.Option("--format", help=f"of the annotations: {', '.join(FORMATS)}")
+]
 ClipFolder = option(Path, "folder of the clips, if not that of the annotations", "--clips")
 Videos = option(Path, "folder of the clips, if not that of the annotations")
 Split = option(str, "a part of the annotations, or of Moving Shapes: test or validation")
@@ -136,7 +139,7 @@ Reader = Annotated[str, typer.Option(help="of clips: pyav, or decord where it is
 Seed = Annotated[int, typer.Option(help="of everything random", min=0)]
 Steps = option(int, "training steps, instead of the preset's")
 Epochs = option(int, "over the data, instead of steps", min=1)
-BatchSize = option(int, "clips of all processes together")
+GlobalBatch = option(int, "clips of all processes together")
 Chunk = option(int, "clips at a time, to save memory")
 Precision = option(str, "fp32, bf16 or fp16")
 Ema = option(float, "save a running mean of this decay")
@@ -175,17 +178,17 @@ Settings = Annotated[str, typer.Option(help="frames, tokens and crop as in 'pape
 FramesInstead = option(int, "frames of each clip, instead of the settings'")
 Tokens = option(int, "longest caption in tokens, instead of the settings'")
 Classes = option(Path, "classes, a line each: label, or label, tab, words")
-Prompt = option(list[str], "a phrase with {} for the class; several are averaged")
+Prompts = option(list[str], "a phrase with {} for the class; several are averaged")
 Ties = Annotated[str, typer.Option(help="'against' the model, or counted as 'released'")]
 Queries = option(Path, "write every query, its rank and what was found to this CSV file")
 Faiss = Annotated[bool, typer.Option("--faiss", help="search what --queries lists with FAISS")]
 Keep = option(Path, "folder for embeddings, to go on where a run was stopped")
 Skip = Annotated[bool, typer.Option("--skip", help="leave out clips missing or unreadable")]
-Batch = Annotated[int, typer.Option(help="clips at a time")]
+BatchSize = Annotated[int, typer.Option(help="clips at a time")]
 Quick = Annotated[bool, typer.Option("--quick", help="one seed, two steps: every row runs")]
 Seeds = option(int, "how many; 5, or 1 if quick")
 Tables = option(list[str], f"only these tables: {', '.join(STUDIES)}", "--table")
-Study = Annotated[Path, typer.Option(help="CSV file to append to")]
+StudyFile = Annotated[Path, typer.Option(help="CSV file to append to")]
 ShapesClip = Annotated[str, typer.Option(help="'moving-shapes' or a folder")]
 
 # %% ../../nbs/workshop/cli/options.ipynb #a5ed1ffc
@@ -196,7 +199,7 @@ ChatModel = Annotated[
     str, typer.Option(help="'moving-shapes', a folder or a name of the model hub")
 ]
 Video = option(str, f"folder of an adapter, or {', '.join(POOLINGS)}")
-Template = option(str, choice(TEMPLATES))
+TemplateName = option(str, choice(TEMPLATES))
 Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="tokens of an answer")]
 Predictions = Annotated[Path, typer.Argument(help="JSON in the official format")]
@@ -204,7 +207,7 @@ Answers = option(Path, "JSON with the answers, if they are apart")
 Judge = option(str, "as the server names it; default: no server", "--model")
 Aspect = Annotated[str, typer.Option(help=", ".join(ASPECTS))]
 Url = option(str, "of an OpenAI-compatible server")
-Replies = Annotated[Path, typer.Option(help="where replies are kept")]
+RepliesFolder = Annotated[Path, typer.Option(help="where replies are kept")]
 Asking = Annotated[int, typer.Option("--workers", min=1, help="questions asked at a time")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="seconds to wait for a reply")]
 ChatFolder = Annotated[Path | None, typer.Argument(help="default: the shipped chat model")]

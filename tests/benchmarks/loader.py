@@ -40,7 +40,7 @@ from bt_adapter.datasets import (
     crop_frames,
     encode_tokens,
     loader,
-    normalise,
+    normalize_frames,
     read_examples,
     write_shards,
 )
@@ -180,14 +180,14 @@ def train(run, clip):
     "One epoch of contrastive training of a fresh adapter."
     torch.manual_seed(0)
     model = BTAdapter(clip)
-    optimiser = torch.optim.AdamW(model.branch.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.branch.parameters(), lr=1e-4)
     for batch in run:
         keep = tube_mask(len(batch.ids), clip.grid[0] * clip.grid[1], 0.7)
-        embedding = model.encode_video(normalise(batch.frames, clip), keep).embedding
+        embedding = model.encode_video(normalize_frames(batch.frames, clip), keep).embedding
         loss = video_text_contrastive(embedding, encode_tokens(clip, batch.tokens), 0.04)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         yield len(batch.ids)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from bt_adapter.ablations import FRESH, FULL, ROWS, States, Study, test_row, train_row
+from bt_adapter.ablations import FRESH, FULL_STUDY, ROWS, States, Study, test_row, train_row
 from bt_adapter.backbone import load_clip
 from bt_adapter.moving_shapes import gallery
-from bt_adapter.trainer import Rates
+from bt_adapter.trainer import ParamGroup
 
 TRIED = [  # row of Table 1, factor of all rates of 0.02 and 4e-3, share of opened layers
     ("BT-Adapter, frozen", 2, 1),
@@ -26,27 +26,27 @@ TRIED = [  # row of Table 1, factor of all rates of 0.02 and 4e-3, share of open
 CLIPS = 216
 
 
-def rates(factor: float, share: float) -> tuple[Rates, ...]:
+def rates(factor: float, share: float) -> tuple[ParamGroup, ...]:
     "Muon for opened layers and for fresh ones, AdamW for the rest."
-    opened = Rates(("blocks.",), 0.02 * factor * share, "muon")
-    return opened, Rates(FRESH, 0.02 * factor, "muon"), Rates(("",), 4e-3 * factor)
+    opened = ParamGroup(("blocks.",), 0.02 * factor * share, "muon")
+    return opened, ParamGroup(FRESH, 0.02 * factor, "muon"), ParamGroup(("",), 4e-3 * factor)
 
 
 def main():
     torch.set_num_threads(1)
     clip, held = load_clip("moving-shapes"), gallery("validation", CLIPS)
     rows = {row.name: row for row in ROWS if row.table == "Table 1"}
-    study = Study.make(clip, FULL, 1, [])
+    study = Study.make(clip, FULL_STUDY, 1, [])
     study = replace(study, test=held, unseen={8: States(clip, held, 8)})
     with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
         made = csv.writer(file)
         made.writerow(["row", "factor", "opened", "steps", "T2V R@1", "motion", "direction"])
         for name, factor, share in TRIED:
-            config = replace(FULL, rates=rates(factor, share))
+            config = replace(FULL_STUDY, rates=rates(factor, share))
             one = replace(study, config=config)
             found = test_row(one, rows[name], train_row(one, rows[name])[0])
             figures = [f"{found[figure]:.1f}" for figure in ("T2V R@1", "motion", "direction")]
-            made.writerow([name, factor, share, FULL.steps, *figures])
+            made.writerow([name, factor, share, FULL_STUDY.steps, *figures])
             file.flush()
             print(name, factor, share, *figures, file=sys.stderr)
 
