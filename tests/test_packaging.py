@@ -84,6 +84,7 @@ LATE |= {
     "ipywidgets",
     "anywidget",
 }
+LATE |= {"sympy"}  # torch's compiler, which takes as long to import as torch
 PICTURES = {"matplotlib", "PIL"}
 DRAWS = {"figures", "maps", "explorer", "gallery", "demo", "ablations", "benchmark", "instruct"}
 DRAWS |= {"runs", "store", "trainer", "pretrain", "retrieval", "recognition"}

@@ -42,9 +42,10 @@ class Warm:
             self.process.wait()
 
 
-async def run_cells(shell, cells):
-    """None, or the cell that failed and how."""
+async def run_cells(shell, cells, limit):
+    """None, or the cell that failed and how. A cell that takes longer ends the process."""
     for name, source in cells.items():
+        signal.alarm(limit)
         code = shell.transform_cell(source)
         done = await shell.run_cell_async(source, transformed_cell=code, store_history=True)
         error = done.error_before_exec or done.error_in_exec
@@ -61,14 +62,13 @@ def child(job, out):
     os.setsid()
     os.chdir(job["folder"])
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(job["limit"])  # ends this process alone
     with open(os.path.join(job["folder"], os.pardir, "output.txt"), "w") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     shell = InteractiveShell.instance()
     shell.showtraceback = lambda *_, **__: None  # it is told once, by run_cells
-    wrong = asyncio.run(run_cells(shell, job["cells"]))
+    wrong = asyncio.run(run_cells(shell, job["cells"], job["limit"]))
     out.write(json.dumps(wrong))
     out.flush()
 
