@@ -199,7 +199,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'bt_adapter.branch.add_product': ('branch.html#add_product', 'bt_adapter/branch.py'),
                                    'bt_adapter.branch.block_parts': ('branch.html#block_parts', 'bt_adapter/branch.py'),
                                    'bt_adapter.branch.copy_of_block': ('branch.html#copy_of_block', 'bt_adapter/branch.py'),
-                                   'bt_adapter.branch.drop_unused_gate': ('branch.html#drop_unused_gate', 'bt_adapter/branch.py'),
                                    'bt_adapter.branch.gather_kept': ('branch.html#gather_kept', 'bt_adapter/branch.py'),
                                    'bt_adapter.branch.new_align': ('branch.html#new_align', 'bt_adapter/branch.py'),
                                    'bt_adapter.branch.new_gates': ('branch.html#new_gates', 'bt_adapter/branch.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONVENTIONS', 'COMBINATIONS', 'CHOICES', 'weight_product', 'add_product', 'TemporalLayer', 'SpatialLayer',
-           'block_parts', 'copy_of_block', 'Gate', 'Convention', 'BranchConfig', 'new_gates', 'drop_unused_gate',
-           'new_align', 'gather_kept', 'Branch', 'VideoFeatures', 'BTAdapter']
+           'block_parts', 'copy_of_block', 'Gate', 'Convention', 'BranchConfig', 'new_gates', 'new_align',
+           'gather_kept', 'Branch', 'VideoFeatures', 'BTAdapter']
 
 # %% ../nbs/18_branch.ipynb #cba6e6a6
 from collections.abc import Iterator, Sequence
@@ -291,20 +291,12 @@ def new_gates(width: int, config: BranchConfig) -> nn.ModuleList:
     "The gates of Eq. 4, between the layers, and that of Eq. 5 at the end."
     rules = CONVENTIONS[config.convention]
     between, (scale, last_scale) = config.layers - 1, rules.gate_scales
-    count = min(1, between) if rules.one_gate else between
-    gates = [Gate(width, config.combination, scale) for _ in range(count)]
+    gates = [
+        Gate(width, config.combination, scale) for _ in range(1 if rules.one_gate else between)
+    ]
+    if not between:
+        nn.ModuleList(gates).requires_grad_(False)  # nothing reads it
     return nn.ModuleList([*gates, Gate(width, config.final or config.combination, last_scale)])
-
-
-def drop_unused_gate(branch: nn.Module, weights: dict, prefix: str, *_):
-    "Branches of one layer were once saved with a gate in front that nothing read."
-    first, second = f"{prefix}gates.0.", f"{prefix}gates.1."
-    if len(branch.gates) > 1 or not any(name.startswith(second) for name in weights):
-        return
-    for name in [name for name in weights if name.startswith((first, second))]:
-        value = weights.pop(name)
-        if name.startswith(second):
-            weights[first + name.removeprefix(second)] = value
 
 
 def new_align(width: int, joint_width: int, rules: Convention) -> nn.Module:
@@ -348,7 +340,6 @@ class Branch(nn.Module):
         self.video_cls = nn.Parameter(torch.zeros(width))  # the video CLS of Eq. 3
         self.time = nn.Parameter(torch.randn(config.max_frames, width))  # P^t
         self.align = new_align(width, joint_width, self.rules) if config.align else None
-        self.register_load_state_dict_pre_hook(drop_unused_gate)
 
     @property
     def dtype(self) -> torch.dtype:

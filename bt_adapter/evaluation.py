@@ -61,6 +61,7 @@ class Evaluation:
     skip: bool = False  # leave out clips that are missing or unreadable
     batch: int = 16  # clips at a time
     workers: int = 0  # processes that decode
+    reader: str = "pyav"  # of the clips, or "decord" where it is exact
     device: str = "cpu"
 
     def __post_init__(self):
@@ -74,6 +75,7 @@ class Evaluation:
                 f"{self.clip} without --pretrained has random weights: give a tag or a folder"
             )
         given = [f"--{name}" for name in OF_DATA if getattr(self, name)]
+        given += ["--reader"] if self.reader != "pyav" else []
         if given and not self.data:
             raise ValueError(f"{given[0]} belongs to --data")
         for name, least in LEAST.items():

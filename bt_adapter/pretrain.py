@@ -437,12 +437,12 @@ def _open_store(folder, clip, config, clips, views):
     return FeatureStore(folder, settings)
 
 # %% ../nbs/24_pretraining.ipynb #0f478478
-def _clip_source(run, clip, examples, config, store, views, workers, broken):
+def _clip_source(run, clip, examples, config, store, views, workers, broken, reader):
     "Batches for `pretrain_clips`, and the report that their making fills."
     from .datasets import ClipDataset, loader
 
     random = not store or views > 1
-    draws = dict(training=random, seed=config.seed)
+    draws = dict(training=random, seed=config.seed, reader=reader)
     dataset = ClipDataset(examples, clip.image_size, config.frames, **draws)
     if not store:
         own = run.ranks.share(config.batch)
@@ -503,6 +503,7 @@ def pretrain_clips(
     judge: Callable[[BTAdapter], list[dict]] = lambda model: [],  # rows for the card
     epochs: int | None = None,  # instead of the steps of the configuration
     broken: float = 0.1,  # share of the clips that may be broken
+    reader: str = "pyav",  # of the clips, as in `read_clip`
 ):  # a Report of the clips that could not be read, which is in broken.csv, too
     "Train on a data set and save. A batch larger than the data set becomes the data set."
     from .datasets import TooManyBroken
@@ -516,7 +517,8 @@ def pretrain_clips(
     if run.finished(same):
         return None
     try:
-        source, reported = _clip_source(run, clip, examples, config, store, views, workers, broken)
+        how = views, workers, broken, reader
+        source, reported = _clip_source(run, clip, examples, config, store, *how)
         run.go(model, source, config, same)
     except TooManyBroken as error:
         error.report.write(run.folder / "broken.csv")
@@ -551,6 +553,7 @@ def held_out_scores(
     held: list,  # of datasets.Example
     config: PretrainConfig,  # for the number of frames and of tokens
     workers: int = 0,  # processes that decode
+    reader: str = "pyav",  # as in `read_clip`
 ) -> list[dict]:  # a row for frozen CLIP, one for the adapter; percent
     "R@1 and R@5 in both directions on clips that were not trained on, those that can be read."
     from functools import partial
@@ -564,7 +567,10 @@ def held_out_scores(
     }
     settings = ClipSettings(config.frames, config.tokens or model.clip.tokenizer.context_length)
     encoded = retrieval.encode_examples(
-        model.clip, held, methods, model.config.states, settings, workers=workers, skip=True
+        *(model.clip, held, methods, model.config.states, settings),
+        workers=workers,
+        skip=True,
+        reader=reader,
     )
     words = retrieval.encode_captions(model.clip, encoded.examples, config.tokens)
     rows = []

@@ -218,7 +218,7 @@ def evaluate_examples(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; mo
     if asked.csv:
         retrieval.check_csv(asked.csv, columns)
     models = load_asked(asked)
-    options = dict(batch=asked.batch, workers=asked.workers, skip=asked.skip)
+    options = dict(batch=asked.batch, workers=asked.workers, skip=asked.skip, reader=asked.reader)
     rows, queries = retrieval.evaluate_data(
         models, examples, settings, judge, asked.keep, **options
     )

@@ -605,9 +605,11 @@ def encode_examples(
     workers: int = 0,  # processes that decode
     folder: Path | None = None,  # from `claim_folder`: keeps the embeddings of each batch
     skip: bool = False,  # leave out clips that cannot be read
+    reader: str = "pyav",  # as in `read_clip`
 ) -> Encoded:
     "Embeddings of a data set's clips. Raises ValueError for clips that cannot be read."
-    dataset = ClipDataset(examples, clip.image_size, settings.frames, margin=settings.margin)
+    how = dict(margin=settings.margin, reader=reader)
+    dataset = ClipDataset(examples, clip.image_size, settings.frames, **how)
     source = loader(dataset, batch, clip.tokenizer, workers=workers, share=float(skip))
     earlier = (_kept(folder, n) for n in range(len(source) if folder else 0))
     parts = [*itertools.takewhile(bool, earlier)]

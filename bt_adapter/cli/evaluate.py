@@ -21,6 +21,7 @@ def check_files(asked: Evaluation):
     for path in asked.released:
         options.check_file(path)
     options.check_activation(asked.activation)
+    options.check_reader_name(asked.reader)
     if asked.data:
         options.check_format(asked.data, asked.format)
 
@@ -52,6 +53,7 @@ def evaluate(
     skip: options.Skip = False,
     batch: options.BatchSize = 16,
     workers: options.Workers = 0,
+    reader: options.Reader = "pyav",
     device: options.Device = "cpu",
     as_json: options.Json = False,
 ):
@@ -61,6 +63,7 @@ def evaluate(
     where = dict(data=data, format=layout, videos=videos, split=split, clips=clips, skip=skip)
     how = dict(settings=settings, frames=frames, tokens=tokens, classes=classes, ties=ties)
     how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, device=device)
+    how |= dict(reader=reader)
     tell_results(
         Evaluation(**models, **where, **how, csv=table, queries=queries, keep=keep), as_json
     )

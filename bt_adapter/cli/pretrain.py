@@ -65,6 +65,7 @@ def adapter(
     store: options.Store = None,
     views: options.Views = 1,
     workers: options.Workers = 0,
+    reader: options.Reader = "pyav",
     resume: options.Resume = False,
     save_every: options.SaveEvery = 50,
     seed: options.Seed = 0,
@@ -78,9 +79,10 @@ def adapter(
     own = dict(pretrained=pretrained, activation=activation)
     if data:
         where, held = (data, layout, clips, split), (validation, layout, clips, validation_split)
-        kept |= dict(views=views, workers=workers, epochs=epochs, broken=broken)
+        kept |= dict(views=views, workers=workers, epochs=epochs, broken=broken, reader=reader)
         return train_on_clips(out, clip, own, where, held, preset, changes, **kept)
-    refuse_of_data(validation=validation, clips=clips, split=split, epochs=epochs)
+    other = None if reader == "pyav" else reader
+    refuse_of_data(validation=validation, clips=clips, split=split, epochs=epochs, reader=other)
     train_on_shapes(out, clip, own, preset, changes, **kept)
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #4d8df014
@@ -187,6 +189,7 @@ def train_on_clips(
     "An adapter from your own clips, and the table of clips that it has not seen."
     options.check_out(out)
     options.check_activation(own["activation"])
+    options.check_reader_name(settings["reader"])
     for path, layout in (where[:2], held[:2]):
         if path:
             options.check_format(path, layout)
@@ -202,7 +205,8 @@ def train_on_clips(
     clip = clip_for_device(name, **own)
 
     def judge(model):
-        rows = library.held_out_scores(model, held, config, settings["workers"]) if held else []
+        how = settings["workers"], settings["reader"]
+        rows = library.held_out_scores(model, held, config, *how) if held else []
         if rows:
             show({"clips that were not trained on, percent": rows})
         return rows
