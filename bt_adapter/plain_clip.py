@@ -169,12 +169,14 @@ class Tokenizer:
         lines = gzip.decompress(Path(merges).read_bytes()).decode().split("\n")
         pairs = [tuple(line.split()) for line in lines[1:48895]]  # the first line is the version
         self.bytes = byte_characters()
+        self.letters = {letter: byte for byte, letter in self.bytes.items()}
         self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
         special = ["<start_of_text>", "<end_of_text>"]
         letters = list(self.bytes.values())
         words = [*letters, *(f"{c}</w>" for c in letters), *map("".join, pairs), *special]
         self.numbers = {word: number for number, word in enumerate(words)}
-        self.start, self.end = (self.numbers[word] for word in special)
+        self.texts = dict(enumerate(words))
+        self.sot_token_id, self.eot_token_id = (self.numbers[word] for word in special)
         self.known = {word: [self.numbers[word]] for word in special}  # words seen before
         self.context_length = context_length
         kinds = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -193,6 +195,12 @@ class Tokenizer:
             found += self.known[word]
         return found
 
+    def decode(self, numbers: list[int]) -> str:
+        "The text of numbers, a blank behind each word."
+        text = "".join(self.texts[int(number)] for number in numbers)
+        letters = bytes(self.letters[letter] for letter in text)
+        return letters.decode("utf-8", errors="replace").replace("</w>", " ")
+
     def __call__(
         self, texts: str | list[str], context_length: int | None = None
     ) -> Int[Tensor, "b context"]:
@@ -201,7 +209,8 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         for row, text in zip(ids, texts, strict=True):
-            found = [*[self.start, *self.encode(text)][: length - 1], self.end]
+            inside = [self.sot_token_id, *self.encode(text)][: length - 1]
+            found = [*inside, self.eot_token_id]
             row[: len(found)] = torch.tensor(found)
         return ids
 

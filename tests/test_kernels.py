@@ -246,12 +246,12 @@ FAULTS = {
         "& (tl.arange(0, WIDE) < WIDE)[None, :]",
     ),
     "key for value": (
-        "value = read(qkv, source + 2 * strides[3]",
-        "value = read(qkv, source + strides[3]",
+        "value = load_rows(qkv, source + 2 * strides[3]",
+        "value = load_rows(qkv, source + strides[3]",
     ),
     "loaded twice": (
         "    weights = softmax(query, key, slot, C)\n",
-        "    query = read(qkv, source, there, WIDE, FACTORS)\n"
+        "    query = load_rows(qkv, source, there, WIDE, FACTORS)\n"
         "    weights = softmax(query, key, slot, C)\n",
     ),
     "written in another order": (
@@ -573,14 +573,14 @@ ROW_FAULTS = {
     "mask ignored": ("patch = spot if keep is None else", "patch = spot if keep is not None else"),
     "tail is not masked": ("there = (column < D) & (row < count)", "there = column < D"),
     "variance of WIDE numbers": (
-        "tl.sum(centred * centred, 0) / D",
-        "tl.sum(centred * centred, 0) / WIDE",
+        "tl.sum(centered * centered, 0) / D",
+        "tl.sum(centered * centered, 0) / WIDE",
     ),
     "residual forgotten": ("d_x += factor *", "d_x = factor *"),
     "gate's gradient": ("else d_x * other", "else d_x"),
     "norm sees the shift": (
-        "hat, _ = normalise(residual.to(tl.float32), eps",
-        "hat, _ = normalise(residual.to(tl.float32) + shift, eps",
+        "hat, _ = normalize_row(residual.to(tl.float32), eps",
+        "hat, _ = normalize_row(residual.to(tl.float32) + shift, eps",
     ),
     "sums overwritten": (
         "(frame * tl.num_programs(0) + tl.program_id(0)) * 4",

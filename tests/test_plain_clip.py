@@ -163,6 +163,9 @@ def test_the_numbers_of_words_are_open_clips(merges):
     texts += [" ".join(rng.choices(WORDS, k=rng.randint(2, 30))) for _ in range(500)]
     assert torch.equal(ours(texts), theirs(texts))
     assert [ours.encode(text) for text in texts] == [theirs.encode(text) for text in texts]
+    for numbers in map(theirs.encode, texts):
+        assert ours.decode(numbers) == theirs.decode(numbers)
+    assert ours.sot_token_id == theirs.sot_token_id and ours.eot_token_id == theirs.eot_token_id
     for length in (2, 3, 77):
         assert torch.equal(ours(texts[:50], length), theirs(texts[:50], length))
     assert torch.equal(ours("one text"), theirs("one text"))
@@ -171,7 +174,11 @@ def test_the_numbers_of_words_are_open_clips(merges):
 def test_a_long_caption_keeps_its_end():
     tokenizer = load_tokenizer(samples_folder() / "clip")
     ids = tokenizer(["a red circle moves left " * 20])
-    assert ids.shape == (1, 24) and ids[0, 0] == tokenizer.start and ids[0, -1] == tokenizer.end
+    assert (
+        ids.shape == (1, 24)
+        and ids[0, 0] == tokenizer.sot_token_id
+        and ids[0, -1] == tokenizer.eot_token_id
+    )
 
 
 HEAVY = {"open_clip", "torchvision", "timm", "transformers", "torch._dynamo", "sympy", "matplotlib"}

@@ -59,11 +59,10 @@ def evaluate(
 ):
     "Find clips by caption and captions by clip, or name what happens, beside the frozen CLIP."
     models = dict(adapters=adapters or (), released=released or (), gates=gates, heads=heads)
-    models |= dict(clip=clip, pretrained=pretrained, activation=activation)
+    models |= dict(clip=clip, pretrained=pretrained, activation=activation, device=device)
     where = dict(data=data, format=layout, videos=videos, split=split, clips=clips, skip=skip)
     how = dict(settings=settings, frames=frames, tokens=tokens, classes=classes, ties=ties)
-    how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, device=device)
-    how |= dict(reader=reader)
+    how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, reader=reader)
     tell_results(
         Evaluation(**models, **where, **how, csv=table, queries=queries, keep=keep), as_json
     )
