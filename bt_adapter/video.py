@@ -118,14 +118,14 @@ MEDIA_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo
 CONTAINERS = "mov,", "matroska,"  # MP4, MOV, MKV and WebM: their packets say when they are shown
 
 # %% ../nbs/00_video.ipynb #86af2b14
-LONG = 2**27  # pixels of all frames: half a minute of 640 x 360
+LONG = 2**27  # pixels of all frames: 6 seconds of 1280 x 720
 
 
 def _threads(container, stream):
     "Threads that decode a clip."
     rate = stream.average_rate or 25
     frames = stream.frames or (container.duration or 0) / 1e6 * rate
-    long = frames * stream.width * stream.height > LONG
+    long = frames * stream.width * stream.height > LONG and stream.codec_context.name == "hevc"
     return torch.get_num_threads() if long and multiprocessing.parent_process() is None else 1
 
 # %% ../nbs/00_video.ipynb #eb3a0592

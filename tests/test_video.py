@@ -552,9 +552,10 @@ def _threads_of(path):
 
 
 def test_only_long_clips_outside_of_workers_take_more_threads(tmp_path, two_threads, monkeypatch):
-    path = encode(tmp_path / "a.mp4", moving(20))
+    path = encode(tmp_path / "a.mp4", moving(20), codec="libx265")
     work = torch.utils.data.DataLoader([path], None, num_workers=1, collate_fn=_threads_of)
     assert [_threads_of(path), *work] == [2, 1]
+    assert _threads_of(encode(tmp_path / "b.mp4", moving(20))) == 1  # of H.264
     monkeypatch.setattr(video, "LONG", 20 * 96 * 160)
     assert _threads_of(path) == 1
 

@@ -52,12 +52,12 @@ from bt_adapter.video import read_clip, sample_indices
 COLUMNS = ("date", "device", "torch", "measure", "case", "value", "unit", "wanted", "met")
 
 
-def draw_clip(path, height, width, frames=250, **options):
+def draw_clip(path, height, width, frames=250, codec="libx264", **options):
     "Blocks of random colours that drift to the left."
     blocks = np.random.default_rng(0).integers(0, 255, (height // 8 + 1, width // 8 + 64, 3))
     wide = blocks.astype(np.uint8).repeat(8, 0).repeat(8, 1)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", 25, options=options)
+        stream = container.add_stream(codec, 25, options=options)
         stream.height, stream.width = height, width
         for i in range(frames):
             picture = np.ascontiguousarray(wide[:height, 2 * i % 512 : 2 * i % 512 + width])

@@ -32,7 +32,7 @@ WAITED = {  # command: (its arguments, what ends the waiting)
     "bta-demo": ([], b"T2V R@1"),
     "bta-chat": ([CLIP], b"\n> "),
 }
-MEASURES = ("first line", "what one waits for")
+MEASURES = ("the first line", "what one waits for")
 
 
 def entry_point(root, command):
@@ -71,7 +71,12 @@ def waiting(root, command):
 def measure(args):
     "Rows for the CSV file: this checkout, and its ratio to the other one."
     roots = [ROOT, *([args.against.resolve()] if args.against else [])]
-    words = ["startup.py", "--rounds", str(args.rounds), *(["--against"] if args.against else [])]
+    words = [
+        "startup.py",
+        "--rounds",
+        str(args.rounds),
+        *(["--against FOLDER"] if args.against else []),
+    ]
     same = (datetime.date.today().isoformat(), processor(), torch.__version__, " ".join(words))
     for command in WAITED:
         rounds = [[waiting(root, command) for root in roots] for _ in range(args.rounds + 1)]
@@ -80,7 +85,7 @@ def measure(args):
             own, *other = map(statistics.median, each)
             against = f"{other[0]:.2f} s before" if other else ""
             ratio = f"{own / other[0]:.2f}" if other else ""
-            row = (*same, command, f"seconds to the {name}", f"{own:.2f}", against, ratio)
+            row = (*same, command, f"seconds to {name}", f"{own:.2f}", against, ratio)
             yield dict(zip(COLUMNS, row, strict=True))
 
 
