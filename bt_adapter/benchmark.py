@@ -96,7 +96,7 @@ def read_items(
 # %% ../nbs/54_conversation_benchmark.ipynb #ab9fe883
 def clip_paths(folder: str | Path) -> dict[str, Path]:
     "The clips in a folder by their names without suffix."
-    from bt_adapter.video import SUFFIXES
+    from .video import SUFFIXES
 
     return {p.stem: p for p in sorted(Path(folder).iterdir()) if p.suffix.lower() in SUFFIXES}
 
@@ -119,7 +119,7 @@ def predict(
     every: int = 20,  # items between two writings
 ) -> list[str]:  # what went wrong, one sentence an item
     "Ask a model every question that has no prediction yet."
-    from bt_adapter.runs import write_safely
+    from .runs import write_safely
 
     out, problems = Path(out), []
     done = {item.id: item for item in read_items(out)} if out.is_file() else {}

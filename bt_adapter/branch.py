@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .backbone import FrozenCLIP
 from .masking import check_keep, keep_patches
 from .pretrained import Pretrained
-from bt_adapter.temporal_attention import (
+from .temporal_attention import (
     autocast_type,
     choose_backend,
     multiplies_bf16,
@@ -89,7 +89,7 @@ class TemporalLayer(nn.Module):
         "Do kernels run this layer? Where triton is chosen, is there, and knows the type."
         if choose_backend(patches, backend=self.backend) != "triton":
             return False
-        from bt_adapter.kernels import missing
+        from .kernels import missing
 
         return patches.dtype != torch.float64 and missing(patches.device) is None
 
@@ -104,7 +104,7 @@ class TemporalLayer(nn.Module):
         place: torch.Tensor | None = None,
     ) -> torch.Tensor:  # (b, t, kept, d)
         "The layer by kernels, the way into it included."
-        from bt_adapter.kernels import fused_gate_norm
+        from .kernels import fused_gate_norm
 
         weight, bias = self.folded()
         norm = self.norm.weight, self.norm.bias

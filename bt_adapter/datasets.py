@@ -456,7 +456,7 @@ class Report:
 
     def write(self, path: str | Path):
         "The broken clips as CSV: path, reason."
-        from bt_adapter.figures import write_whole
+        from .figures import write_whole
 
         csv.writer(text := io.StringIO()).writerows([("path", "reason"), *self.broken.items()])
         write_whole(path, text.getvalue().encode())
@@ -706,7 +706,7 @@ def index_shards(
     folder: str | Path,  # of .tar files
 ) -> int:  # clips in all
     "Write the index of a folder of WebDataset shards."
-    from bt_adapter.figures import write_whole
+    from .figures import write_whole
 
     counts = {path.name: len(_clips_of(path)) for path in sorted(Path(folder).glob("*.tar"))}
     empty = [name for name, count in counts.items() if not count]

@@ -25,7 +25,7 @@ from .backbone import samples_folder
 from .branch import BTAdapter
 from .figures import contact_sheet, matrix, write_whole
 from .maps import received, seen_part, temporal_maps
-from bt_adapter.moving_shapes import (
+from .moving_shapes import (
     MOTIONS,
     Scene,
     caption,
@@ -211,8 +211,8 @@ def converse(
     "A conversation of each talker about a clip."
     from transformers.utils.logging import disable_progress_bar
 
-    from bt_adapter.chat import VideoChat, plug_small, printable, small_host
-    from bt_adapter.instruct import QUESTIONS, answers
+    from .chat import VideoChat, plug_small, printable, small_host
+    from .instruct import QUESTIONS, answers
 
     disable_progress_bar()  # of the weights, which are there in a second
     known, (model, words) = answers(scene), small_host(folder)

@@ -337,7 +337,7 @@ def save_clip(
     fps: float = 8,  # frames per second
 ):
     "Write a clip as GIF or MP4. Raises ValueError for another ending."
-    from bt_adapter.video import write_clip
+    from .video import write_clip
 
     if Path(path).suffix.lower() == ".gif":
         return write_whole(path, gif(clip, fps))

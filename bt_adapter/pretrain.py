@@ -33,7 +33,7 @@ from .progress import progress
 from .runs import make_folder, write_card
 from .small_clip import opposite_cosines, static_recall, train_clip
 from .store import FeatureStore, Key, put_states, read_states
-from bt_adapter.trainer import (
+from .trainer import (
     Batch,
     ParamGroup,
     PretrainConfig,
@@ -270,7 +270,7 @@ class LiveBatches:
 
     def __call__(self, start: int, last: int) -> Iterator[Batch]:
         "Batches from step `start` on."
-        from bt_adapter.datasets import encode_tokens, normalize_frames
+        from .datasets import encode_tokens, normalize_frames
 
         fast, device = fast_copy(self.clip), self.clip.position.device
         home = "cpu" if self.chunk else device  # where a batch too large for the device waits
@@ -322,7 +322,7 @@ def clip_states(
     share: float = 0.1,  # of broken clips that is tolerated
 ):  # a Report of what could not be read
     "Add the states of a data set's clips to a store that lacks them."
-    from bt_adapter.datasets import Report, normalize_frames
+    from .datasets import Report, normalize_frames
 
     fast, report, (rank, processes) = fast_copy(clip), Report(share), ranks or ProcessInfo()
     rows = [(v, i) for v, row in enumerate(keys) for i in range(len(row))][rank::processes]
@@ -346,7 +346,7 @@ def caption_features(
     chunk: int = 256,  # captions at a time
 ) -> dict[str, torch.Tensor]:  # caption -> (c,) fp32
     "What the text tower says of each caption, computed once."
-    from bt_adapter.datasets import encode_tokens, tokenize
+    from .datasets import encode_tokens, tokenize
 
     found = {}
     for start in progress(range(0, len(captions), chunk), "captions"):
@@ -400,7 +400,7 @@ class StoredBatches:
 # %% ../nbs/24_pretraining.ipynb #480077fe
 def _listed(examples):
     "Name, path, captions and span of all examples, without their bytes; no path if unreadable."
-    from bt_adapter.datasets import ClipError
+    from .datasets import ClipError
 
     found = []
     for i in range(len(examples)):
@@ -439,7 +439,7 @@ def _open_store(folder, clip, config, clips, views):
 # %% ../nbs/24_pretraining.ipynb #0f478478
 def _clip_source(run, clip, examples, config, store, views, workers, broken, reader):
     "Batches for `pretrain_clips`, and the report that their making fills."
-    from bt_adapter.datasets import ClipDataset, loader
+    from .datasets import ClipDataset, loader
 
     random = not store or views > 1
     draws = dict(training=random, seed=config.seed, reader=reader)
@@ -506,7 +506,7 @@ def pretrain_clips(
     reader: str = "pyav",  # of the clips, as in `read_clip`
 ):  # a Report of the clips that could not be read, which is in broken.csv, too
     "Train on a data set and save. A batch larger than the data set becomes the data set."
-    from bt_adapter.datasets import TooManyBroken
+    from .datasets import TooManyBroken
 
     run, clips = Run(out, resume, save_every), len(examples)
     config = _fitting(config, clips, epochs, run.ranks.world)
@@ -558,8 +558,8 @@ def held_out_scores(
     "R@1 and R@5 in both directions on clips that were not trained on, those that can be read."
     from functools import partial
 
-    from bt_adapter import retrieval
-    from bt_adapter.datasets import ClipSettings
+    from . import retrieval
+    from .datasets import ClipSettings
 
     methods = {
         "frozen CLIP": partial(retrieval.mean_pooled, model.clip),

@@ -182,7 +182,7 @@ class Pretrained:
         """
         from safetensors.torch import save
 
-        from bt_adapter.runs import make_folder
+        from .runs import make_folder
 
         make_folder(Path(folder))
         settings = dict(backbone=self.clip.card, branch=asdict(self.config))

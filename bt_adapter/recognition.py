@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from . import retrieval
 from .backbone import FrozenCLIP, load_clip
-from bt_adapter.datasets import (
+from .datasets import (
     CLIP_PRESETS,
     INDEX,
     ClipSettings,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .backbone import FrozenCLIP, check_weights, tower_parts
 from .branch import Branch, BranchConfig, BTAdapter, gather_kept
-from bt_adapter.losses import (
+from .losses import (
     masked_branching_cross_modal_alignment,
     masked_branching_token_alignment,
     video_text_contrastive,

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from .backbone import FrozenCLIP, fingerprint
 from .branch import BTAdapter
-from bt_adapter.datasets import (
+from .datasets import (
     ClipDataset,
     ClipSettings,
     Example,

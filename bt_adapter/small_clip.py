@@ -25,7 +25,7 @@ from torch import nn
 
 from .backbone import FrozenCLIP, load_tokenizer
 from .losses import video_text_contrastive
-from bt_adapter.moving_shapes import (
+from .moving_shapes import (
     BACKGROUNDS,
     CAPTION_TEMPLATES,
     COLORS,

@@ -108,7 +108,7 @@ def triton_attention(
     return_maps: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # (b, t, l, h, d/h)[, maps (b, l, h, t, t)]
     """The fused kernels, or bmm or SDPA where they cannot run."""
-    from bt_adapter.kernels import fused_attention, missing, unsupported
+    from .kernels import fused_attention, missing, unsupported
 
     if (short := autocast_type(qkv)) and qkv.dtype == torch.float32:
         qkv = qkv.to(short)

@@ -41,9 +41,9 @@ def ablations(
     "Train and test every row; lines that are there already are kept."
     check_study(tables, seeds, out)
     with loading("training and testing the rows of the study"):
-        from bt_adapter import ablations as library
-        from bt_adapter.backbone import load_clip
-        from bt_adapter.retrieval import check_csv
+        from .. import ablations as library
+        from ..backbone import load_clip
+        from ..retrieval import check_csv
     check_csv(out, library.ABLATION_COLUMNS)
     model, config = load_clip(clip), library.QUICK_STUDY if quick else library.FULL_STUDY
     clips, rows = 18 if quick else 408, [r for r in library.ROWS if not tables or r.table in tables]

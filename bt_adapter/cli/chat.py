@@ -17,7 +17,7 @@ from .console import command, loading, run
 # %% ../../nbs/workshop/cli/chat.ipynb #6dca59c4
 def answer(chat, question: str):
     "Print an answer while it is written, and what the user must know about it."
-    from bt_adapter.chat import printable
+    from ..chat import printable
 
     before = chat.forgotten
     for piece in chat.stream(question):
@@ -76,8 +76,8 @@ def talk(
     options.check_reader_name(reader)
     check_model(model, video, template)
     with loading("loading the chat model"):
-        from bt_adapter import chat as library
-        from bt_adapter.video import read_clip
+        from .. import chat as library
+        from ..video import read_clip
     pixels = read_clip(clip, frames, reader=reader)
     if model == "moving-shapes" or Path(model).is_dir():
         no_bars()

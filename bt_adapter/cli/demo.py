@@ -56,9 +56,9 @@ def talk_if_possible(
     tell: Callable[[str], None],  # is given all that is said, piece by piece
 ) -> dict[str, list[dict]]:  # a table, or nothing
     "A conversation about the first of the shipped clips; why there is none, on the standard error."
-    from bt_adapter import demo as library
-    from bt_adapter.backbone import samples_folder
-    from bt_adapter.video import read_clip
+    from .. import demo as library
+    from ..backbone import samples_folder
+    from ..video import read_clip
 
     folder, (name, scene) = samples_folder(), next(iter(library.sample_scenes().items()))
     try:
@@ -103,15 +103,15 @@ def demo(
     if samples:
         options.check_out(samples / "clips")
         with loading():
-            from bt_adapter.demo import write_samples
+            from ..demo import write_samples
         return write_samples(samples)
     words = read_captions(captions or [])
     check_demo(clips or [], model, picture, reader)
     own = bool(clips or captions)
     with loading(None if as_json else STARTS):
-        from bt_adapter import demo as library
-        from bt_adapter.branch import BTAdapter
-        from bt_adapter.video import list_clips, read_clip
+        from .. import demo as library
+        from ..branch import BTAdapter
+        from ..video import list_clips, read_clip
     paths = list_clips(clips or library.sample_paths())
     adapter = BTAdapter.from_pretrained(model).eval()
     results = library.look(adapter, paths, words if own else None, reader)

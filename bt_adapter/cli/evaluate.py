@@ -72,7 +72,7 @@ def tell_results(asked: Evaluation, as_json: bool):
     "Do what is asked for, and show it."
     check_files(asked)
     with loading(None if as_json else "evaluating"):
-        from bt_adapter import recognition, retrieval
+        from .. import recognition, retrieval
     rows, models = recognition.evaluate(asked)
     tables = {"percent": rows} if as_json else recognition.printed(rows)
     show(tables | {"evaluated": retrieval.evaluated(models)}, as_json)

@@ -19,9 +19,9 @@ def record(folder: options.ChatFolder = None, clips: options.GalleryClips = 216)
     if folder and not (folder / "projector.safetensors").is_file():
         raise ValueError(f"{folder} is no chat model: make one with `bta-pretrain instruct`.")
     with loading("asking the chat models"):
-        from bt_adapter import gallery as library
-        from bt_adapter.backbone import samples_folder
-        from bt_adapter.moving_shapes import gallery
+        from .. import gallery as library
+        from ..backbone import samples_folder
+        from ..moving_shapes import gallery
     folder = folder or samples_folder() / "chat"
     library.keep(folder, library.ask_all(folder, gallery("test", clips)))
     print(f"recorded in {folder / library.RECORD}")

@@ -30,7 +30,7 @@ def mark(
 ):
     "Mark PREDICTIONS; the key of a server is read from OPENAI_API_KEY."
     with loading():
-        from bt_adapter import benchmark as library
+        from .. import benchmark as library
     items = library.read_items(predictions, answers)
     judge = library.OfflineJudge()
     if model is not None:

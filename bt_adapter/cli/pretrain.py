@@ -90,7 +90,7 @@ def tell_if_slow(precision: str | None):
     "A note where bf16 is asked for and this machine is slow in it."
     import torch
 
-    from bt_adapter.precision import fast_dtype
+    from ..precision import fast_dtype
 
     slow = not torch.cuda.is_available() and fast_dtype() is torch.float32
     if precision == "bf16" and slow:
@@ -110,8 +110,8 @@ def train_on_shapes(
     options.check_out(out)
     options.check_activation(own["activation"])
     with loading("pretraining an adapter on Moving Shapes"):
-        from bt_adapter import pretrain as library
-        from bt_adapter.backbone import load_clip
+        from .. import pretrain as library
+        from ..backbone import load_clip
     tell_if_slow(changes["precision"])
     config = library.choose_recipe(preset, **changes)
     clip = load_clip(name, **own)
@@ -134,7 +134,7 @@ def check_clip_weights(name: str, pretrained: str | None):
 
 def examples_of(data: Path, layout: str, clips: Path | None, split: str | None):
     "A list of examples, or shards."
-    from bt_adapter.datasets import Shards, read_examples
+    from ..datasets import Shards, read_examples
 
     shards = data.is_dir() and layout == "table"
     return Shards(data) if shards else read_examples(data, layout, clips, split)
@@ -142,9 +142,9 @@ def examples_of(data: Path, layout: str, clips: Path | None, split: str | None):
 
 def held_out(examples, path: Path | None, *where) -> list:
     "Examples for validation, none without a path."
-    from bt_adapter.datasets import read_examples
-    from bt_adapter.pretrain import check_apart
-    from bt_adapter.retrieval import check_examples
+    from ..datasets import read_examples
+    from ..pretrain import check_apart
+    from ..retrieval import check_examples
 
     if not path:
         return []
@@ -165,8 +165,8 @@ def clip_for_device(name: str, **own):
     "The CLIP, in the type in which this machine will train."
     import torch
 
-    from bt_adapter.backbone import load_clip
-    from bt_adapter.precision import PRECISIONS, fast_dtype
+    from ..backbone import load_clip
+    from ..precision import PRECISIONS, fast_dtype
 
     gpu = torch.cuda.is_available()
     half = str(fast_dtype("cuda")) if gpu else "torch.float32"
@@ -200,7 +200,7 @@ def train_on_clips(
     with loading(f"pretraining an adapter on the clips of {where[0]}"):
         import torch
 
-        from bt_adapter import pretrain as library
+        from .. import pretrain as library
     check_clip_weights(name, own["pretrained"])
     tell_if_slow(changes["precision"])
     config = library.choose_recipe(preset, **changes)
@@ -239,7 +239,7 @@ def shards(
     "Write clips and captions as WebDataset shards, to be read as a stream."
     options.check_format(data, layout)
     with loading():
-        from bt_adapter.datasets import read_examples, write_shards
+        from ..datasets import read_examples, write_shards
     report = write_shards(read_examples(data, layout, clips, split), folder, per_shard)
     if report.broken:
         report.write(folder / "broken.csv")
@@ -255,7 +255,7 @@ def small_clip(
     options.at_least(1, steps=steps)
     options.check_out(out)
     with loading("training the CLIP of Moving Shapes"):
-        from bt_adapter.pretrain import pretrain_small_clip
+        from ..pretrain import pretrain_small_clip
     with step_progress(steps, "training CLIP") as on_step:
         figures = pretrain_small_clip(out, steps, seed, lambda step, loss: on_step(loss))
     show({"small CLIP": [{name: str(value) for name, value in figures.items()}]})
@@ -273,8 +273,8 @@ def instruct(
     options.check_out(out)
     options.check_adapter(adapter)
     with loading("making a chat model of Moving Shapes"):
-        from bt_adapter.branch import BTAdapter
-        from bt_adapter.instruct import make_small_chat
+        from ..branch import BTAdapter
+        from ..instruct import make_small_chat
     rows = make_small_chat(out, BTAdapter.from_pretrained(adapter), seed, scenes)
     show({"exact answers, percent": rows})
     print(f"saved to {out}")
@@ -302,7 +302,7 @@ def tune(
     options.check_adapter(adapter)
     options.check_out(out)
     with loading(f"tuning {model} on the dialogues of {data}"):
-        from bt_adapter import instruct as library
+        from .. import instruct as library
     own = dict(preset=preset, out=out, store=store, frames=frames, template=template, steps=steps)
     own |= dict(workers=workers, resume=resume, save_every=save_every, seed=seed)
     counts = library.tune(model, data, clips, adapter, **own)
