@@ -45,7 +45,7 @@ from . import released
 from .backbone import FrozenCLIP, check_clip, check_frames, record_outputs, samples_folder
 from .branch import CONVENTIONS, BTAdapter
 from .pixels import fit, normalize
-from .precision import fast_dtype
+from .precision import fast_dtype, usable_device
 from .released import Layout, tower_rules
 from .video import read_clip
 
@@ -1199,7 +1199,7 @@ def load_chat(
         raise ValueError(
             f"{name} needs an adapter beside its CLIP, or one of {', '.join(POOLINGS)}."
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if usable_device().type == "cuda" else "cpu"
     usual = "auto" if device == "cuda" else fast_dtype()
     model, tokenizer = image_host(name, dtype or usual)
     if video not in POOLINGS:

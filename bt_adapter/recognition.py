@@ -32,6 +32,7 @@ from .datasets import (
 )
 from .evaluation import Evaluation, check_prompts
 from .moving_shapes import gallery
+from .precision import why_unusable
 from .runs import write_whole
 
 # %% ../nbs/32_recognition.ipynb #d2f14f98
@@ -146,12 +147,8 @@ def load_asked(asked: Evaluation) -> dict:
 # %% ../nbs/32_recognition.ipynb #10a04fb2
 def check_device(name: str):
     "Raises ValueError for a device that is not there, or cannot compute."
-    try:
-        torch.ones(2, device=name).sum().item()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"there is no device {name!r} that computes: {str(error).splitlines()[0]}"
-        ) from error
+    if why := why_unusable(name):
+        raise ValueError(f"there is no device {name!r} that computes: {why}")
 
 # %% ../nbs/32_recognition.ipynb #714d0194
 def check_asked(asked: Evaluation):

@@ -25,7 +25,7 @@ from .branch import BranchConfig, BTAdapter
 from .losses import masked_branching_cross_modal_alignment, video_text_contrastive
 from .masking import keep_patches, tube_mask
 from .muon import Muon
-from .precision import autocast_context, check_precision, chosen_dtype
+from .precision import autocast_context, check_precision, chosen_dtype, usable_device
 from .runs import RunLog, load_checkpoint, make_folder, reraise_signal, save_checkpoint
 
 # %% ../nbs/23_trainer.ipynb #9939cfb7
@@ -246,7 +246,7 @@ def new_accelerator():
     "What accelerate makes of this process: one of many under torchrun, also without GPUs."
     from accelerate import Accelerator
 
-    return Accelerator(cpu=not torch.accelerator.is_available())
+    return Accelerator(cpu=usable_device().type == "cpu")
 
 
 def raise_for_clips(what: str, names: list[str]):

@@ -56,6 +56,21 @@ def test_a_gpu_without_bf16_is_fast_in_fp16(monkeypatch, native, dtype):
     assert not any(asked)
 
 
+def test_a_device_that_cannot_compute_is_told_and_left(monkeypatch):
+    accelerator = torch.accelerator
+    monkeypatch.setattr(accelerator, "is_available", lambda: True)
+    for name in ("meta", "cpu"):  # one that has no numbers stands for one that cannot compute
+        monkeypatch.setattr(
+            accelerator, "current_accelerator", lambda name=name: torch.device(name)
+        )
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            assert precision.usable_device.__wrapped__() == torch.device("cpu")
+        assert [str(w.message).startswith("This meta device cannot") for w in seen] == (
+            [True] if name == "meta" else []
+        )
+
+
 def test_a_type_that_is_imitated_is_told_once(monkeypatch):
     able(monkeypatch, bf16=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: False, raising=False)

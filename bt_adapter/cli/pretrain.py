@@ -90,9 +90,9 @@ def tell_if_slow(precision: str | None):
     "A note where bf16 is asked for and this machine is slow in it."
     import torch
 
-    from ..precision import fast_dtype
+    from ..precision import fast_dtype, usable_device
 
-    slow = not torch.cuda.is_available() and fast_dtype() is torch.float32
+    slow = usable_device().type != "cuda" and fast_dtype() is torch.float32
     if precision == "bf16" and slow:
         note("this processor is slow in bf16: --precision fp32 is the faster one here")
 
@@ -163,12 +163,10 @@ def held_out(examples, path: Path | None, *where) -> list:
 # %% ../../nbs/workshop/cli/pretrain.ipynb #a336308e
 def clip_for_device(name: str, **own):
     "The CLIP, in the type in which this machine will train."
-    import torch
-
     from ..backbone import load_clip
-    from ..precision import PRECISIONS, fast_dtype
+    from ..precision import PRECISIONS, fast_dtype, usable_device
 
-    gpu = torch.cuda.is_available()
+    gpu = usable_device().type == "cuda"
     half = str(fast_dtype("cuda")) if gpu else "torch.float32"
     short = {str(dtype): short for short, dtype in PRECISIONS.items()}
     return load_clip(name, **own, precision=short[half])
