@@ -24,8 +24,7 @@ precision, muon     number types, which one this machine is fast in, and an opti
 trainer, runs       a training loop for any number of processes, and what it leaves behind
 pretrain            from captioned clips to an adapter
 retrieval           which caption belongs to which clip
-recognition         names for what happens
-evaluation          both, on any data set
+recognition         names for what happens, and both on any data set
 strategies          nine ways to make a video encoder of CLIP
 ablations           the paper's tables and figures on a small scale
 maps, explorer      where and when the branch looks
@@ -36,6 +35,7 @@ figures             clips, matrices, curves and bars as pictures
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
 progress            a bar while something long runs in a terminal
+hub                 asking the model hub only where it can be found
 cli                 the commands, a module each
 """
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import bt_adapter
 from . import pixels
+from .hub import OUT_OF_REACH, asking_hub
 from .plain_clip import load_plain_clip, load_tokenizer
 from .precision import chosen_dtype
 
@@ -376,10 +377,10 @@ ACTIVATIONS = "gelu", "quickgelu"
 
 @contextmanager
 def without_open_clips_warnings() -> Iterator[None]:
-    "open_clip warns through the root logger of weights that were asked for; others are heard."
+    "open_clip tells the root logger what was asked for, and what it raises; others are heard."
 
     def from_others(record):
-        return record.levelno > logging.WARNING or Path(record.pathname).parent.name != "open_clip"
+        return Path(record.pathname).parent.name != "open_clip"
 
     root = logging.getLogger()
     root.addFilter(from_others)
@@ -413,13 +414,14 @@ def _load_named(name, pretrained, activation):
     trained = check_named(name, pretrained)
     quick = activation == "quickgelu" or (not activation and trained.get("quick_gelu", False))
     other = dict(quick_gelu=False) if activation == "gelu" else {}
-    try:
-        with without_open_clips_warnings():
+    with asking_hub() as reached, without_open_clips_warnings():
+        try:
             model = open_clip.create_model(name, pretrained, force_quick_gelu=quick, **other)
-        return model, open_clip.get_tokenizer(name)
-    except Exception as error:  # of the hub, of the network, and open_clip's own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name} with weights {pretrained!r} cannot be had: {reason}") from error
+            return model, open_clip.get_tokenizer(name)
+        except Exception as error:  # of the hub, of the network, and open_clip's own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason if reached or not trained else OUT_OF_REACH
+    raise ValueError(f"{name} with weights {pretrained!r} cannot be had: {reason}")
 
 
 def check_weights(weights: Iterable[tuple[str, Tensor]], source: str | Path):

@@ -18,6 +18,7 @@ from typing import Self
 import torch
 
 from .backbone import FrozenCLIP, check_weights, load_clip, samples_folder
+from .hub import OUT_OF_REACH, asking_hub
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a0006
 WEIGHTS, SETTINGS_FILE = "adapter.safetensors", "adapter.json"
@@ -62,13 +63,12 @@ def find_folder(
     from huggingface_hub import snapshot_download
 
     chosen = dict(revision=revision or own, allow_patterns=[SETTINGS_FILE, WEIGHTS])
-    try:
-        return Path(snapshot_download(repository, **chosen))
-    except Exception as error:  # of the hub and of the network
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{name} is no folder here, and the model hub does not give it: {reason}"
-        ) from error
+    with asking_hub() as reached:
+        try:
+            return Path(snapshot_download(repository, **chosen))
+        except Exception as error:  # of the hub and of the network
+            reason = str(error).strip().splitlines()[0] if reached else OUT_OF_REACH
+    raise ValueError(f"{name} is no folder here, and the model hub does not give it: {reason}")
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a000b
 def read_folder(

@@ -19,6 +19,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from einops import rearrange
@@ -45,6 +46,8 @@ def read_file(path: Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch each have their own
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnpicklingError):  # torch advises to run what the file says
+            reason = "it is no file of PyTorch, or holds more than tensors"
         raise ValueError(f"{path} is no checkpoint, or it is damaged: {reason}") from error
     return content.get("state_dict", content) if isinstance(content, Mapping) else content
 

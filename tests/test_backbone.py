@@ -9,12 +9,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import TEXT, VISION, Tower, shake, tiny_clip, tiny_eva
 
-from bt_adapter import backbone
+from bt_adapter import backbone, hub
 from bt_adapter.backbone import FrozenCLIP, frames_at_once, load_clip, samples_folder
 from bt_adapter.released import load_released
 
@@ -560,14 +561,29 @@ def test_weights_decide_the_activation(name, weights, quick, monkeypatch):
 def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
     import open_clip
 
+    offline = []
+
     def fail(*_, **__):
-        raise RuntimeError("no network\nand a long story")
+        offline.append(huggingface_hub.is_offline_mode())
+        raise RuntimeError("the disk is full\nand a long story")
 
     monkeypatch.setattr(open_clip, "create_model", fail)
-    with pytest.raises(
-        ValueError, match=r"ViT-B-32 with weights 'openai' cannot be had: no network$"
-    ):
-        load_clip("ViT-B-32", "openai")
+    for found, reason in ((True, "the disk is full$"), (False, hub.OUT_OF_REACH)):
+        monkeypatch.setattr(hub, "has_address", lambda host, found=found: found)
+        with pytest.raises(
+            ValueError, match=f"ViT-B-32 with weights 'openai' cannot be had: {reason}"
+        ):
+            load_clip("ViT-B-32", "openai")
+    assert offline == [False, True] and not huggingface_hub.is_offline_mode()
+
+
+def test_without_network_the_hub_is_not_asked_and_nothing_else_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(hub, "has_address", lambda host: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nowhere")
+    with pytest.raises(ValueError, match=hub.OUT_OF_REACH) as caught:
+        load_clip("ViT-B-32-quickgelu", "openai")
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    assert not [record.name for record in caplog.records if record.levelname != "INFO"]
 
 
 def test_a_folder_without_a_clip_is_named(tmp_path):

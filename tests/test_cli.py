@@ -56,7 +56,11 @@ WRONG = {
     "pretrain --data file --reader x": "choose from pyav, decord",
     "chat nowhere.mp4": "there is no such file",
     "chat file --template x": "choose from llava",
-    "chat file --model a-llava": "needs an adapter beside its CLIP",
+    "chat file --model a-llava": "There is no chat model 'a-llava'",
+    "chat file --model a/llava": "a/llava has no --video",
+    "chat file --video nowhere": "no adapter folder",
+    "chat .": "it is a folder; name one of its clips",
+    "chat file --ask ": "A question is empty",
     "chat file --frames 0": "--frames",
     "chat": "Missing argument",
     "evaluate nowhere": "no adapter folder",
@@ -91,7 +95,7 @@ def test_help_and_mistakes_load_nothing_heavy(tmp_path):
     (tmp_path / "file").write_text("")
     helps = [[name, ["--help"]] for name in COMMANDS]
     helps += [["pretrain", [sub, "--help"]] for sub in ("shards", "clip", "instruct", "tune")]
-    lines = helps + [[line.split()[0], line.split()[1:]] for line in WRONG]
+    lines = helps + [[name, rest] for name, *rest in (line.split(" ") for line in WRONG)]
     code = f"LINES = {lines!r}\n{WHAT_LOADS}"
     run = dict(cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
     done = subprocess.run([sys.executable, "-c", code], **run)

@@ -785,6 +785,30 @@ def test_command_judges_held_out_clips(examples, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_command_for_a_table_away_from_its_clips(tmp_path, capsys, monkeypatch):
+    """A wrong folder is told before CLIP is loaded, and what there is nothing to resume of."""
+    from bt_adapter.cli import pretrain as command
+
+    monkeypatch.setattr(command, "clip_for_device", lambda *_, **__: 1 / 0)
+    (tmp_path / "captions.csv").write_text("path,caption\nfar/a.mp4,a thing\nb.mp4,another\n")
+    own = dict(pretrained=None, activation=None)
+    where = tmp_path / "captions.csv", "table", None, None
+    changes = dict.fromkeys(("steps", "batch", "chunk", "precision", "ema", "seed"))
+    with pytest.raises(ValueError, match=r"none of the 2 clips .*far/a\.mp4: .* --clips"):
+        command.train_on_clips(
+            tmp_path / "new",
+            "moving-shapes",
+            own,
+            where,
+            (None, "table", None, None),
+            "quick",
+            changes,
+            resume=True,
+            reader="pyav",
+        )
+    assert "new holds no run that was cut off" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -44,9 +44,16 @@ def check_model(model: str, video: str | None, template: str | None):
         known = ", ".join(options.TEMPLATES)
         raise ValueError(f"No template is called {template!r}: choose from {known}.")
     small = model == "moving-shapes" or (Path(model) / "projector.safetensors").is_file()
+    if not small and not Path(model).is_dir() and "/" not in model:
+        raise ValueError(
+            f"There is no chat model {model!r}: --model takes a folder, or a name of the model hub "
+            "such as llava-hf/llava-1.5-7b-hf."
+        )
     if video is None and not small:
         known = ", ".join(options.POOLINGS)
-        raise ValueError(f"{model} needs an adapter beside its CLIP, or one of {known}.")
+        raise ValueError(f"{model} has no --video: give an adapter's folder, or one of {known}.")
+    if video is not None and video not in options.POOLINGS:
+        options.check_video(video)
 
 # %% ../../nbs/workshop/cli/chat.ipynb #48191489
 def no_bars():
@@ -72,9 +79,11 @@ def talk(
     reader: options.Reader = "pyav",
 ):
     "Ask about CLIP; without --ask, line by line from the terminal."
-    options.check_clip_path(clip)
+    options.check_one_clip(clip)
     options.check_reader_name(reader)
     check_model(model, video, template)
+    if ask and not all(question.strip() for question in ask):
+        raise ValueError("A question is empty: give some words after --ask.")
     with loading("loading the chat model"):
         from .. import chat as library
         from ..video import read_clip

@@ -6,6 +6,7 @@
 __all__ = ['app', 'STARTS', 'check_picture', 'read_captions', 'talk_if_possible', 'check_demo', 'demo', 'main']
 
 # %% ../../nbs/workshop/cli/demo.ipynb #7198e596
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,7 @@ def talk_if_possible(
     from ..video import read_clip
 
     folder, (name, scene) = samples_folder(), next(iter(library.sample_scenes().items()))
+    print("loading the chat model ...", file=sys.stderr, flush=True)
     try:
         clip = read_clip(folder / "clips" / name)
         return {"conversation": library.converse(scene, clip, folder / "chat", tell)}

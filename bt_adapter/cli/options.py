@@ -13,8 +13,8 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Quick', 'Seeds', 'Tables', 'StudyFile', 'ShapesClip', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
            'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
            'RepliesFolder', 'Asking', 'Timeout', 'ChatFolder', 'GalleryClips', 'at_least', 'check_clip_path',
-           'check_file', 'check_activation', 'check_reader_name', 'check_adapter', 'check_format', 'check_out',
-           'option', 'choice']
+           'check_one_clip', 'check_file', 'check_activation', 'check_reader_name', 'check_adapter', 'check_video',
+           'check_format', 'check_out', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -54,6 +54,13 @@ def check_clip_path(path: Path):
         raise ValueError(f"Cannot read {path}: there is no such file.")
 
 
+def check_one_clip(path: Path):
+    "Raises ValueError unless there is such a file, and it is no folder."
+    check_clip_path(path)
+    if path.is_dir():
+        raise ValueError(f"Cannot read {path}: it is a folder; name one of its clips.")
+
+
 def check_file(path: Path):
     "Raises ValueError unless there is such a file."
     if not path.exists():
@@ -77,6 +84,13 @@ def check_adapter(name: str):
     files = [f for f in ("adapter.json", "adapter.safetensors") if not (Path(name) / f).is_file()]
     if name != "moving-shapes" and files:
         raise ValueError(f"{name} is no adapter folder: {' and '.join(files)} missing.")
+
+
+def check_video(name: str):
+    "Raises ValueError unless it is a tuned model's folder, an adapter's, or may be one of the hub."
+    here = (Path(name) / "tuned.safetensors").is_file()
+    if not here and (Path(name).exists() or "/" not in name):
+        check_adapter(name)
 
 
 def check_format(path: Path, layout: str):
