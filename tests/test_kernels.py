@@ -277,17 +277,18 @@ FAULTS = {
 
 
 def module_with(fault, folder):
-    "The kernels with one fault, as a module whose operations have names of their own."
-    source = Path(kernels.__file__).read_text()
-    if fault:
-        before, after = FAULTS[fault]
-        assert before in source, f"the kernels have changed: {before}"
-        source = source.replace(before, after)
-    name = "fault_" + re.sub(r"\W", "_", fault or "none")
-    path = folder / f"{name}.py"
-    source = source.replace("bt_adapter::", f"{name}::").replace("from .", "from bt_adapter.")
-    path.write_text(source)
-    spec = importlib.util.spec_from_file_location(name, path)
+    "The kernels with one fault, as a package whose operations have names of their own."
+    files = {path.name: path.read_text() for path in Path(kernels.__file__).parent.glob("*.py")}
+    before, after = FAULTS[fault] if fault else ("", "")
+    assert any(before in text for text in files.values()), f"the kernels have changed: {before}"
+    name = "fault_" + re.sub(r"\W", "_", folder.name)  # which no other test has
+    package = folder / name
+    package.mkdir()
+    for file, text in files.items():
+        text = text.replace(before, after) if fault else text
+        text = text.replace("bt_adapter::", f"{name}::").replace("from ..", "from bt_adapter.")
+        (package / file).write_text(text)
+    spec = importlib.util.spec_from_file_location(name, package / "__init__.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
