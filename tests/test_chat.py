@@ -772,7 +772,8 @@ def test_a_published_host_gets_the_type_in_which_the_machine_is_fast(gpu, monkey
     asked = []
     host = lambda name, dtype: asked.append(dtype) or (tiny_host("llava"), None)  # noqa: E731
     monkeypatch.setattr(chat, "image_host", host)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    device = torch.device("cuda" if gpu else "cpu")
+    monkeypatch.setattr(chat, "usable_device", lambda: device)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: asked.append(device) or self)
     monkeypatch.setattr(chat, "plug", lambda model, video: None)
     monkeypatch.setattr(chat, "fast_dtype", lambda: "fast")
@@ -862,7 +863,16 @@ def test_the_command_asks_and_answers(monkeypatch, tmp_path, capsys):
     model.config.text_config.max_position_embeddings = 400
     monkeypatch.setattr(chat, "load_chat", lambda *a: (model, byte_tokenizer()))
     clip = str(tmp_path / "clip.mp4")
-    options = ["--model", "x", "--video", "mean", "--max-tokens", "4", "--template", "instructblip"]
+    options = [
+        "--model",
+        "a/x",
+        "--video",
+        "mean",
+        "--max-tokens",
+        "4",
+        "--template",
+        "instructblip",
+    ]
     run = CliRunner().invoke(command.app, [clip, *options, "--ask", "What?", "--ask", "Why?"])
     assert run.exit_code == 0, run.output
     assert run.output.count("\n") >= 2

@@ -237,7 +237,8 @@ def test_a_conversation_is_told_and_drawn(run, monkeypatch):
     true = room.attention_picture
     monkeypatch.setattr(room, "attention_picture", lambda m, c, x: drawn.extend(x) or true(m, c, x))
     status, out, err = run()
-    assert (status, err.splitlines(), asked) == (0, [f"{command.STARTS} ..."], ["mean", None])
+    told = [f"{command.STARTS} ...", "loading the chat model ..."]
+    assert (status, err.splitlines(), asked) == (0, told, ["mean", None])
     for name in room.TALKERS:
         assert f"\n{name}\n" in out
     lines = [line for line in drawn if line.startswith("Which shape is it?")]

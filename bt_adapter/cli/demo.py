@@ -55,6 +55,7 @@ def read_captions(
 # %% ../../nbs/workshop/cli/demo.ipynb #cc874eed
 def talk_if_possible(
     tell: Callable[[str], None],  # is given all that is said, piece by piece
+    aloud: bool = False,  # a line on the standard error before the model is loaded
 ) -> dict[str, list[dict]]:  # a table, or nothing
     "A conversation about the first of the shipped clips; why there is none, on the standard error."
     from .. import demo as library
@@ -62,7 +63,8 @@ def talk_if_possible(
     from ..video import read_clip
 
     folder, (name, scene) = samples_folder(), next(iter(library.sample_scenes().items()))
-    print("loading the chat model ...", file=sys.stderr, flush=True)
+    if aloud:
+        print("loading the chat model ...", file=sys.stderr, flush=True)
     try:
         clip = read_clip(folder / "clips" / name)
         return {"conversation": library.converse(scene, clip, folder / "chat", tell)}
@@ -122,7 +124,7 @@ def demo(
     if not as_json:
         show(library.for_reading(results))
     tell = (lambda piece: None) if as_json else partial(print, end="", flush=True)
-    talk = {} if own else talk_if_possible(tell)
+    talk = {} if own else talk_if_possible(tell, aloud=not as_json)
     first = read_clip(paths[0], reader=reader)
     lines = library.headlines(results) + library.spoken(talk.get("conversation", []))
     library.write_picture(picture, library.attention_picture(adapter, first, lines))

@@ -92,7 +92,7 @@ def check_video(name: str):
     if not here and (Path(name).exists() or "/" not in name):
         check_adapter(name)
 
-
+# %% ../../nbs/workshop/cli/options.ipynb #4ab10002
 def check_format(path: Path, layout: str):
     "Raises ValueError unless there is an annotation of a known format."
     if layout not in FORMATS:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'tell', 'check_recipe', 'refuse_of_data', 'adapter', 'tell_if_slow', 'tell_if_anew', 'train_on_shapes',
-           'check_clip_weights', 'examples_of', 'check_clips_there', 'held_out', 'clip_for_device', 'check_places',
+           'check_clip_weights', 'examples_of', 'clips_there', 'held_out', 'clip_for_device', 'check_places',
            'train_on_clips', 'shards', 'small_clip', 'instruct', 'tune', 'main']
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #8f63c028
@@ -144,17 +144,17 @@ def examples_of(data: Path, layout: str, clips: Path | None, split: str | None):
     from ..datasets import Shards, read_examples
 
     shards = data.is_dir() and layout == "table"
-    return Shards(data) if shards else read_examples(data, layout, clips, split)
+    return Shards(data) if shards else clips_there(read_examples(data, layout, clips, split), data)
 
 
-def check_clips_there(examples, data: Path):
-    "Raises ValueError where not one clip of a list is a file: a wrong folder, not broken clips."
-    listed = isinstance(examples, list) and bool(examples)
-    if listed and not any(Path(example.path).is_file() for example in examples):
+def clips_there(examples: list, data: Path) -> list:
+    "The same. Raises ValueError where not one clip is a file: a wrong folder, not broken clips."
+    if examples and not any(Path(example.path).is_file() for example in examples):
         raise ValueError(
             f"none of the {len(examples)} clips of {data} is there, the first is expected at "
             f"{examples[0].path}: name their folder with --clips"
         )
+    return examples
 
 
 def held_out(examples, path: Path | None, *where) -> list:
@@ -189,9 +189,10 @@ def clip_for_device(name: str, **own):
     return load_clip(name, **own, precision=short[half])
 
 
-def check_places(out: Path, where: tuple, held: tuple):
+def check_places(out: Path, resume: bool, where: tuple, held: tuple):
     "Raises ValueError for an adapter that cannot be written, and annotations that are not there."
     options.check_out(out)
+    tell_if_anew(out, resume)
     for path, layout in (where[:2], held[:2]):
         if path:
             options.check_format(path, layout)
@@ -209,10 +210,9 @@ def train_on_clips(
 ):
     "An adapter from your own clips, and the table of clips that it has not seen."
     check_recipe(preset, changes)
-    check_places(out, where, held)
+    check_places(out, settings["resume"], where, held)
     options.check_activation(own["activation"])
     options.check_reader_name(settings["reader"])
-    tell_if_anew(out, settings["resume"])
     with loading(f"pretraining an adapter on the clips of {where[0]}"):
         import torch
 
@@ -221,7 +221,6 @@ def train_on_clips(
     tell_if_slow(changes["precision"])
     config = library.choose_recipe(preset, **changes)
     examples = examples_of(*where)
-    check_clips_there(examples, where[0])
     held = held_out(examples, *held)
     clip = clip_for_device(name, **own)
 
