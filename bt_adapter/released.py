@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from .backbone import FrozenCLIP, check_weights, tower_parts
 from .branch import Branch, BranchConfig, BTAdapter, gather_kept
+from .files import replacing
 from .losses import (
     masked_branching_cross_modal_alignment,
     masked_branching_token_alignment,
@@ -609,9 +610,12 @@ def save_released(
     if not clip:
         tensors = {n: t for n, t in tensors.items() if re.search("btadapter|balance|extra_proj", n)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    part = path.with_name(path.name + ".part")
-    (save_file if path.suffix == ".safetensors" else torch.save)(tensors, part)
-    part.replace(path)
+    with replacing(path) as part:
+        if path.suffix == ".safetensors":
+            save_file(tensors, part)
+        else:
+            with part.open("wb") as file:
+                torch.save(tensors, file)
 
 # %% ../nbs/19_released_weights.ipynb #ea01896d
 @torch.no_grad()

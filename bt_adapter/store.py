@@ -19,7 +19,8 @@ import torch
 from einops import rearrange
 
 from .backbone import FrozenCLIP
-from .runs import make_folder, write_safely
+from .files import write_whole
+from .runs import make_folder
 
 # %% ../nbs/workshop/store.ipynb #bc13c2aa
 def frozen_states(
@@ -114,7 +115,7 @@ class FeatureStore:
         if differ:
             told = f"{differ[0]} {theirs.get(differ[0])!r}, not {mine.get(differ[0])!r}"
             raise ValueError(f"{folder} is a store of other states ({told}): use another folder.")
-        write_safely(card, (json.dumps(mine, indent=1) + "\n").encode())
+        write_whole(card, (json.dumps(mine, indent=1) + "\n").encode())
 
     def path(self, key: Key) -> Path:
         name = sha256(f"{key.clip}\n{key.view}".encode()).hexdigest()[:24]
@@ -155,7 +156,7 @@ class FeatureStore:
         path, kept = self.path(key), states if self.settings.kept == "all" else states[:1]
         path.parent.mkdir(exist_ok=True)
         states = kept.detach().cpu().contiguous()
-        write_safely(path, save(dict(states=states), self.about(key)))
+        write_whole(path, save(dict(states=states), self.about(key)))
 
     def __len__(self) -> int:
         return sum(1 for _ in self.folder.glob("??/*.safetensors"))

@@ -21,7 +21,7 @@ import torch
 
 from .annotations import Example
 from .loading import Report, _generator
-from ..files import write_whole
+from ..files import replacing, write_whole
 from ..progress import progress
 from ..video import SUFFIXES, ClipError
 
@@ -105,16 +105,12 @@ def write_shards(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already: name a new or an empty folder.")
     order = torch.randperm(len(examples), generator=_generator(seed)).tolist()
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
+    with replacing(folder) as part:
         part.mkdir(parents=True)
         report = _write_samples(examples, order, part, per_shard)
         if report.failed == report.tried:
             raise ValueError(f"None of the {report.tried} clips is there, as {examples[0].path}.")
         index_shards(part)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return report
 
 # %% ../../nbs/workshop/datasets/shards.ipynb #3a71de74
@@ -124,13 +120,9 @@ WINDOW = 4  # shards whose clips are shuffled together
 def _fetch(address, target):
     "A file from the web, all of it or nothing; there already, it is taken as it is."
     if not target.exists():
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with urllib.request.urlopen(address, timeout=60) as source, part.open("wb") as file:
+        with replacing(target) as part, urllib.request.urlopen(address, timeout=60) as source:
+            with part.open("wb") as file:
                 shutil.copyfileobj(source, file)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
     return target
 
 # %% ../../nbs/workshop/datasets/shards.ipynb #9875f98f
