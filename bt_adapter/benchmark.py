@@ -119,7 +119,7 @@ def predict(
     every: int = 20,  # items between two writings
 ) -> list[str]:  # what went wrong, one sentence an item
     "Ask a model every question that has no prediction yet."
-    from .runs import write_safely
+    from .files import write_whole
 
     out, problems = Path(out), []
     done = {item.id: item for item in read_items(out)} if out.is_file() else {}
@@ -131,7 +131,7 @@ def predict(
                 problems.append(f"question {item.id}: {error}")
         if done and (number % every == 0 or number == len(items)):
             rows = [official(done[item.id]) for item in items if item.id in done]
-            write_safely(out, json.dumps(rows, indent=1).encode())
+            write_whole(out, json.dumps(rows, indent=1).encode())
     return problems
 
 # %% ../nbs/54_conversation_benchmark.ipynb #1b526b8b

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ from torch import Tensor, nn
 from . import released
 from .backbone import FrozenCLIP, check_clip, check_frames, record_outputs, samples_folder
 from .branch import CONVENTIONS, BTAdapter
+from .files import replacing
 from .pixels import fit, normalize
 from .precision import fast_dtype, usable_device
 from .released import Layout, tower_rules
@@ -1049,13 +1051,11 @@ def smollm2() -> Path:
     folder = cache_folder() / "SmolLM2-135M-Instruct"
     if is_whole(folder):
         return folder
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        made = Path(work) / "made"
-        convert_gguf(fetch_gguf(Path(work)), made)
+    with replacing(folder) as made:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            convert_gguf(fetch_gguf(Path(work)), made)
         (made / HASHES).write_text(json.dumps(file_hashes(made), indent=1))
-        if folder.exists():
-            folder.replace(Path(work) / "damaged")
-        made.replace(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # which is damaged, if it is there
     return folder
 
 # %% ../nbs/50_chat.ipynb #7a6c1e0b

@@ -23,7 +23,8 @@ from PIL import Image
 # %% ../nbs/60_demo.ipynb #6a339b17
 from .backbone import samples_folder
 from .branch import BTAdapter
-from .figures import contact_sheet, matrix, write_whole
+from .figures import contact_sheet, matrix
+from .files import write_whole
 from .maps import received, seen_part, temporal_maps
 from .moving_shapes import (
     MOTIONS,

@@ -17,8 +17,8 @@ import torch
 from . import moving_shapes as world
 from .chat import plug_small, small_host, tower_path
 from .figures import Picture, contact_sheet
+from .files import write_whole
 from .instruct import QUESTIONS, answers, encoded, said_of_many
-from .runs import write_safely
 
 # %% ../nbs/56_gallery.ipynb #f04dc539
 MODELS = {"image model": "mean", "zero-shot": "moving-shapes", "tuned": None}  # for `plug_small`
@@ -75,7 +75,7 @@ def keep(folder: Path, rows: list[dict]):
     "Write a record, a line for each question."
     lines = ",\n".join(json.dumps([*row.values()]) for row in rows)
     head = json.dumps(dict(weights=weights_of(folder), columns=[*rows[0]]))[:-1]
-    write_safely(folder / RECORD, f'{head}, "rows": [\n{lines}\n]}}\n'.encode())
+    write_whole(folder / RECORD, f'{head}, "rows": [\n{lines}\n]}}\n'.encode())
 
 # %% ../nbs/56_gallery.ipynb #dc36013c
 def share_right(rows: list[dict]) -> list[dict]:  # a row for each kind: n, percent by model

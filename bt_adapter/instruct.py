@@ -35,6 +35,7 @@ from . import store as frozen
 from .branch import BTAdapter
 from .chat import MERGE, SMOLLM2, TEMPLATES, TUNED, Template, VideoTower
 from .datasets import ClipDataset, Example, Report, read_examples
+from .files import write_whole
 from .precision import autocast_context, fast_copy, fast_dtype
 from .pretrain import clip_states as states_of_files
 from .progress import progress
@@ -44,7 +45,7 @@ from .trainer import Run, check_trained_weights, raise_for_clips
 
 # %% ../nbs/52_instruction_tuning.ipynb #3cc50315
 from .chat import image_chat_model, image_host, named_template, plug, smollm2
-from .runs import stop_signals, write_card, write_safely
+from .runs import stop_signals, write_card
 
 # %% ../nbs/52_instruction_tuning.ipynb #ab54d334
 from .chat import tower_path, unplug, video_features, written
@@ -567,11 +568,10 @@ LAPTOP = dict(
 # %% ../nbs/52_instruction_tuning.ipynb #812fb51a
 def save_projector(projector: nn.Module, path: Path):
     "The projector's weights, in the precision in which they are shipped."
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {k: v.detach().bfloat16().contiguous() for k, v in projector.state_dict().items()}
-    save_file(weights, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    write_whole(path, save(weights))
 
 # %% ../nbs/52_instruction_tuning.ipynb #b281ab75
 def make_small_chat(
@@ -751,7 +751,7 @@ def save_tuned(folder: Path, adapter: BTAdapter, named: dict[str, nn.Parameter])
     from safetensors.torch import save
 
     own = {n: w.detach().cpu().contiguous() for n, w in named.items() if "branch." not in n}
-    write_safely(folder / TUNED, save(own))
+    write_whole(folder / TUNED, save(own))
     adapter.save_pretrained(folder / "adapter")
 
 # %% ../nbs/52_instruction_tuning.ipynb #35be285a

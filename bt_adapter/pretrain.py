@@ -400,7 +400,7 @@ class StoredBatches:
 # %% ../nbs/24_pretraining.ipynb #480077fe
 def _listed(examples):
     "Name, path, captions and span of all examples, without their bytes; no path if unreadable."
-    from .datasets import ClipError
+    from .video import ClipError
 
     found = []
     for i in range(len(examples)):

@@ -8,7 +8,6 @@ __all__ = ['WEIGHTS', 'SETTINGS_FILE', 'REPOSITORY', 'CARD', 'write_pair', 'find
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a0003
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Self
 import torch
 
 from .backbone import FrozenCLIP, check_weights, load_clip, samples_folder
+from .files import replacing
 from .hub import OUT_OF_REACH, asking_hub
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a0006
@@ -26,22 +26,15 @@ WEIGHTS, SETTINGS_FILE = "adapter.safetensors", "adapter.json"
 
 def write_pair(folder: Path, weights: bytes, settings: bytes):
     "Write both files of an adapter, or leave those that are there. Raises OSError in one sentence."
-    places = {folder / WEIGHTS: weights, folder / SETTINGS_FILE: settings}
-    parts = {place: place.with_name(f".{place.name}.{os.getpid()}.part") for place in places}
+    place = folder / SETTINGS_FILE
     try:
-        for place, data in places.items():
-            parts[place].write_bytes(data)
-        (folder / SETTINGS_FILE).unlink(missing_ok=True)
-        for place, part in parts.items():
-            os.replace(part, place)
+        with replacing(place) as new_settings, replacing(folder / WEIGHTS) as new_weights:
+            new_weights.write_bytes(weights)
+            new_settings.write_bytes(settings)
+            place.unlink(missing_ok=True)  # then the weights take their place, and the settings
     except OSError as error:
-        kept = (
-            "; the adapter in it is still what it was" if (folder / SETTINGS_FILE).is_file() else ""
-        )
+        kept = "; the adapter in it is still what it was" if place.is_file() else ""
         raise OSError(f"{folder} cannot be written: {error.strerror}{kept}") from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a0009
 REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*?)(?:@([\w./-]+))?")  # OWNER/NAME@REVISION

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .backbone import FrozenCLIP, load_tokenizer
+from .files import write_whole
 from .losses import video_text_contrastive
 from .moving_shapes import (
     BACKGROUNDS,
@@ -76,7 +77,7 @@ def vocabulary() -> list[str]:
 def write_merges(path: Path):
     "The merges in the format that open_clip's tokenizer reads."
     lines = ["#version: 0.2", *(" ".join(pair) for pair in byte_pair_merges(vocabulary()))]
-    path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+    write_whole(path, gzip.compress("\n".join(lines).encode(), mtime=0))
 
 # %% ../nbs/21_small_clip.ipynb #3c7b5819
 STILL_MOTIONS = [m for m in MOTIONS if m not in ("turn", "return")]  # the colour is the caption's
@@ -164,7 +165,8 @@ def new_clip(folder: Path) -> nn.Module:
     config = copy.deepcopy(CONFIG)
     tokens = 512 + len(byte_pair_merges(vocabulary())) + 2  # bytes, merges, start and end
     config["model_cfg"]["text_cfg"]["vocab_size"] = tokens
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    text = json.dumps(config, indent=1) + "\n"
+    write_whole(folder / "open_clip_config.json", text.encode())
     model = CLIP(**config["model_cfg"], init_logit_scale=math.log(SHARPEST))
     grid = get_2d_sincos_pos_embed(96, 8, cls_token=True)
     model.visual.positional_embedding.data = 0.5 * torch.tensor(grid, dtype=torch.float32)
@@ -216,7 +218,7 @@ def train_clip(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ):
     "Train the small CLIP and write it to a folder that `load_clip` and open_clip read."
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -237,7 +239,7 @@ def train_clip(
             optimizer.step()
         on_step(step, loss.item())
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
+    write_whole(folder / "open_clip_model.safetensors", save(weights))
 
 # %% ../nbs/21_small_clip.ipynb #8a1941ef
 @torch.no_grad()

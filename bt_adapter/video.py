@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from . import _check_import_order
+from .files import replacing
 
 # %% ../nbs/00_video.ipynb #0d5e7b92
 _check_import_order()  # decord after torch, never before: see below
@@ -73,19 +74,14 @@ def write_clip(
 
     path, clip = Path(path), torch.as_tensor(clip)
     _check_clip(clip, path, fps)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(part, "w", format="mp4") as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate, options={"crf": "12"})
-            stream.height, stream.width = clip.shape[1:3]
-            stream.thread_count = 1  # the same bytes on every machine, and faster for small clips
-            for frame in clip.cpu().numpy():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, av.open(part, "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate, options={"crf": "12"})
+        stream.height, stream.width = clip.shape[1:3]
+        stream.thread_count = 1  # the same bytes on every machine, and faster for small clips
+        for frame in clip.cpu().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 # %% ../nbs/00_video.ipynb #74f1c6e8
 class ClipError(ValueError):

@@ -21,7 +21,6 @@ import pytest
 import torch
 from test_video import only_sound
 
-from bt_adapter import datasets
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.datasets import (
     CLIP_PRESETS,
@@ -35,6 +34,7 @@ from bt_adapter.datasets import (
     encode_tokens,
     index_shards,
     loader,
+    loading,
     normalize_frames,
     read_examples,
     tokenize,
@@ -288,7 +288,7 @@ def test_random_crops_are_torchvisions_and_one_for_a_clip():
 
 def test_areas_and_shapes_of_random_crops():
     parts = [
-        datasets._random_part(torch.zeros(1, 3, 120, 160), torch.Generator().manual_seed(i))
+        loading._random_part(torch.zeros(1, 3, 120, 160), torch.Generator().manual_seed(i))
         for i in range(300)
     ]
     areas = np.array([h * w / (120 * 160) for *_, h, w in parts])
@@ -717,7 +717,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, examples, monk
     def full(folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(datasets, "index_shards", full)
+    monkeypatch.setattr("bt_adapter.datasets.shards.index_shards", full)
     with pytest.raises(OSError, match="No space left"):
         write_shards(examples, tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]

@@ -562,7 +562,7 @@ def test_a_data_set_trains_through_a_broken_clip(clip, examples, tmp_path, views
 
 def test_a_stored_run_decodes_nothing(clip, examples, tmp_path, monkeypatch):
     room.pretrain_clips(tmp_path / "first", clip, examples[:12], DATA, tmp_path / "states", 2)
-    monkeypatch.setattr(datasets, "read_clip", lambda *_: pytest.fail("a clip was decoded"))
+    monkeypatch.setattr(datasets.loading, "read_clip", lambda *_: pytest.fail("a clip was decoded"))
     monkeypatch.setattr(room, "put_states", lambda *_: pytest.fail("CLIP ran"))
     room.pretrain_clips(tmp_path / "second", clip, examples[:12], DATA, tmp_path / "states", 2)
     first, second = (end_of(tmp_path / name) for name in ("first", "second"))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbone import FrozenCLIP, check_weights, tower_parts
 from ..branch import Branch, BranchConfig, BTAdapter
+from ..files import replacing
 from .layout import (
     Layout,
     branch_rules,
@@ -366,6 +367,9 @@ def save_released(
     if not clip:
         tensors = {n: t for n, t in tensors.items() if re.search("btadapter|balance|extra_proj", n)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    part = path.with_name(path.name + ".part")
-    (save_file if path.suffix == ".safetensors" else torch.save)(tensors, part)
-    part.replace(path)
+    with replacing(path) as part:
+        if path.suffix == ".safetensors":
+            save_file(tensors, part)
+        else:
+            with part.open("wb") as file:
+                torch.save(tensors, file)
