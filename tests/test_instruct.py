@@ -440,7 +440,7 @@ def test_what_is_made_is_what_is_loaded(made, monkeypatch):
         "zero-shot",
         "tuned on clips",
     ]
-    monkeypatch.setattr(chat, "smollm2", lambda: folder / "words")
+    monkeypatch.setattr(chat.load, "smollm2", lambda: folder / "words")
     scenes = world.gallery("test", 8)
     for plugged, row in ((None, rows[2]), ("moving-shapes", rows[1]), ("mean", rows[0])):
         model, tokenizer = load_chat(str(folder / "chat"), plugged)

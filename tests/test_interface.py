@@ -8,7 +8,7 @@ import re
 from test_packaging import MODULES, PACKAGE, python
 from tidy import ROOT
 
-TREES = {m: ast.parse((PACKAGE / f"{m.replace('.', '/')}.py").read_text()) for m in MODULES}
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
 MODEL = """backbone.FrozenCLIP branch.TemporalLayer branch.Branch branch.BTAdapter
 chat.VideoTower chat.BranchPool chat.VideoChat trainer.Trainer""".split()
 CONTRACT = """
@@ -52,7 +52,7 @@ def test_modules_have_docstrings():
 
 def package_imports(module):
     """(the imported module of the package, whether at the top, the node) of a module."""
-    tree, here = TREES[module], module.split(".")[:-1]
+    tree, here = TREES[module], MODULES[module].relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level + 1]

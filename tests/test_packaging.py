@@ -19,9 +19,12 @@ parser = ConfigParser(delimiters=("=",), interpolation=None)
 parser.read_string((ROOT / "settings.ini").read_text(encoding="utf-8"))
 settings = parser["DEFAULT"]
 PACKAGE = ROOT / "bt_adapter"
-MODULES = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("[!_]*.py")
-)
+SOURCES = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.stat().st_size]
+MODULES = {  # a package inside has the name of its folder
+    ".".join(path.with_suffix("").parts).removesuffix(".__init__"): PACKAGE / path
+    for path in sorted(SOURCES)
+    if str(path) not in ("__init__.py", "_modidx.py")
+}
 
 
 def python(code, **env):
@@ -39,7 +42,7 @@ def names(requirements):
 
 def imports(module):
     """(top-level name, whether importing the module imports it) of all a module's imports."""
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         full = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.level == 0:

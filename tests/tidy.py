@@ -76,19 +76,26 @@ def origin(module):
     return found and found[1]
 
 
+def relative(name, folder):
+    """The name of a module as it is imported from a folder of the package, both in parts."""
+    while folder and name[:1] == folder[:1]:
+        name, folder = name[1:], folder[1:]
+    return "." * (len(folder) + 1) + ".".join(name)
+
+
 def make_relative(module):
     """Imports of the package that nbdev leaves absolute: in functions, and over several lines."""
     text = module.read_text(encoding="utf-8")
-    lines, dots = text.splitlines(keepends=True), "." * (len(module.parts) - 1)
+    lines = text.splitlines(keepends=True)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and not node.level:
             absolute = re.match(
                 r"(\s*from )bt_adapter(?:\.([\w.]+))?(?= import)", lines[node.lineno - 1]
             )
             if absolute:
-                head, name = absolute[1], absolute[2] or ""
+                name = relative((absolute[2] or "").split("."), list(module.parts[1:-1]))
                 lines[node.lineno - 1] = (
-                    head + dots + name + lines[node.lineno - 1][absolute.end() :]
+                    absolute[1] + name + lines[node.lineno - 1][absolute.end() :]
                 )
     module.write_text("".join(lines), encoding="utf-8")
 
