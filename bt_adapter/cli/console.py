@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NO_MEMORY', 'leave_at_once', 'be_quick_to_leave', 'take_care', 'loading', 'table', 'show', 'note', 'step_progress',
-           'sentence', 'told_by_us', 'own_warnings', 'command', 'run']
+           'sentence', 'told_by_us', 'own_warnings', 'own_messages', 'command', 'run']
 
 # %% ../../nbs/workshop/cli/console.ipynb #7aa687f5
 import json
+import logging
 import os
 import signal
 import sys
@@ -146,6 +147,19 @@ def own_warnings() -> Iterator[None]:
             warnings.showwarning = tell
         yield
 
+# %% ../../nbs/workshop/cli/console.ipynb #e8d01489
+@contextmanager
+def own_messages() -> Iterator[None]:
+    "What the package logs, as plain lines on the standard error."
+    logger, handler = logging.getLogger("bt_adapter"), logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
 # %% ../../nbs/workshop/cli/console.ipynb #9463f823
 def command(what: str) -> typer.Typer:
     "An empty command line program."
@@ -158,7 +172,7 @@ def run(app: typer.Typer):
     "Run a command line program; a mistake in its input is one sentence and exit status 2."
     be_quick_to_leave()
     try:
-        with own_warnings():
+        with own_warnings(), own_messages():
             app()
     except KeyboardInterrupt:
         raise SystemExit(130) from None

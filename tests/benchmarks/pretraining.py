@@ -181,7 +181,8 @@ def measure_flops(args):
 
 def command(folder, out, *more):
     "The process of a run on the shipped clips."
-    code = "import sys; from bt_adapter.instruct import main; sys.argv[0] = 'bta-pretrain'; main()"
+    start = "from bt_adapter.cli.pretrain import main"
+    code = f"import sys; {start}; sys.argv[0] = 'bta-pretrain'; main()"
     arguments = ["--data", folder / "captions.csv", "--out", folder / out, "--preset", "quick"]
     arguments += [
         "--batch",
