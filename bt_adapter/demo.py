@@ -21,6 +21,8 @@ from einops import rearrange, reduce
 from PIL import Image
 
 # %% ../nbs/60_demo.ipynb #6a339b17
+from .scenes import FIGURES, scores
+
 from .backbone import samples_folder
 from .branch import BTAdapter
 from .figures import contact_sheet, matrix, write_whole
@@ -35,7 +37,6 @@ from .moving_shapes import (
     render,
 )
 from .progress import progress
-from .retrieval import FIGURES, scores
 from .small_clip import vocabulary
 from .video import ClipError, read_clips, write_clip
 

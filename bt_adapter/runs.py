@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 import bt_adapter
-from .figures import curves, write_whole
+from .files import write_whole
 
 # %% ../nbs/06_runs.ipynb #31184f7a
 def make_folder(folder: Path):
@@ -147,6 +147,8 @@ class RunLog:
 # %% ../nbs/06_runs.ipynb #562d08b2
 def save_curves(folder: Path, pictures: dict[str, list[str]]):
     "Pictures NAME.png of some columns of a folder's log: NAME -> columns."
+    from .figures import curves
+
     log = read_log(folder / "log.csv")
     for name, columns in pictures.items():
         shown = {column: log[column] for column in columns if column in log}

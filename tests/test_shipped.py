@@ -3,12 +3,13 @@
 import csv
 
 import pytest
+from bt_adapter.scenes import gallery_scores
 from card import card
 
 from bt_adapter.backbone import samples_folder
 from bt_adapter.branch import BTAdapter
 from bt_adapter.moving_shapes import gallery
-from bt_adapter.retrieval import gallery_scores, weights_hash
+from bt_adapter.retrieval import weights_hash
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ import av
 import numpy as np
 import psutil
 import torch
+from bt_adapter.ledger import append_csv, check_csv
 from temporal_attention import processor
 
 from bt_adapter.backbone import load_clip, samples_folder
@@ -46,7 +47,6 @@ from bt_adapter.datasets import (
 )
 from bt_adapter.losses import video_text_contrastive
 from bt_adapter.masking import tube_mask
-from bt_adapter.retrieval import append_csv, check_csv
 from bt_adapter.video import read_clip, sample_indices
 
 COLUMNS = ("date", "device", "torch", "measure", "case", "value", "unit", "wanted", "met")

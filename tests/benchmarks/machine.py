@@ -27,6 +27,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from bt_adapter.ledger import append_csv, check_csv
 from chat import chat_model, one_round
 from loader import draw_clip
 from temporal_attention import processor
@@ -36,7 +37,6 @@ from bt_adapter import moving_shapes as world
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter, weight_product
 from bt_adapter.precision import fast_dtype
-from bt_adapter.retrieval import append_csv, check_csv
 
 COLUMNS = (
     *("date", "device", "torch", "threads", "case", "choice", "other", "rounds"),

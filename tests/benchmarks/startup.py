@@ -21,9 +21,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import torch
+from bt_adapter.ledger import append_csv, check_csv
 from temporal_attention import processor
-
-from bt_adapter.retrieval import append_csv, check_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("date", "device", "torch", "command", "case", "measure", "value", "against", "ratio")
