@@ -58,11 +58,10 @@ def package_imports(module):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level + 1]
             found = [*base, *(node.module.split(".") if node.module else [])]
-            targets = [[*found, name.name] for name in node.names] + [found]
-            for target in targets:
-                if ".".join(target) in TREES:
-                    yield ".".join(target), node in tree.body, node
-                    break
+            named = [".".join([*found, name.name]) for name in node.names]
+            targets = [name for name in named if name in TREES] or [".".join(found)]
+            for target in filter(TREES.__contains__, targets):
+                yield target, node in tree.body, node
 
 
 def test_imports_are_relative():
