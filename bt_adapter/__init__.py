@@ -23,7 +23,10 @@ small_clip          the CLIP of Moving Shapes
 precision, muon     number types, which one this machine is fast in, and an optimizer that obeys
 trainer, runs       a training loop for any number of processes, and what it leaves behind
 pretrain            from captioned clips to an adapter
-retrieval           which caption belongs to which clip
+metrics             ranks and recall
+retrieval           which caption belongs to which clip, in any data set
+scenes              the Moving Shapes half of both: batches, scores on a gallery
+ledger              results as dated rows of a CSV file
 recognition         names for what happens, and both on any data set
 strategies          nine ways to make a video encoder of CLIP
 ablations           the paper's tables and figures on a small scale
@@ -55,8 +58,8 @@ if TYPE_CHECKING:  # for editors: the same names as in _NAMES
     from .figures import contact_sheet
     from .maps import temporal_maps
     from .masking import tube_mask
+    from .metrics import recall_at_k
     from .released import load_released
-    from .retrieval import recall_at_k
     from .temporal_attention import temporal_attention
     from .video import ClipError, read_clip
 
@@ -86,8 +89,8 @@ _NAMES = {
     "figures": ["contact_sheet"],
     "maps": ["temporal_maps"],
     "masking": ["tube_mask"],
+    "metrics": ["recall_at_k"],
     "released": ["load_released"],
-    "retrieval": ["recall_at_k"],
     "temporal_attention": ["temporal_attention"],
     "video": ["ClipError", "read_clip"],
 }

@@ -6,17 +6,13 @@
 __all__ = ['VTC', 'UNMASKED', 'PAPER_MEASURES', 'ROWS', 'LAYERS', 'DEEPEST', 'FRESH', 'FULL_STUDY', 'QUICK_STUDY',
            'STUDY_SETTINGS', 'ABLATION_COLUMNS', 'MEASURES', 'VERDICTS', 'Row', 'strategy_row', 'setting_row',
            'training_row', 'Alone', 'ReleasedOrder', 'build', 'States', 'embed_states', 'Study', 'train_row',
-           'test_row', 'settings_of', 'read_rows', 'csv_row', 'missing_rows', 'study_rows', 'measured', 'spread',
-           'table_summary', 'Difference', 'difference', 'Order', 'orders', 'agreement', 'disagreements', 'dot_plot']
+           'test_row', 'settings_of', 'csv_row', 'missing_rows', 'study_rows', 'measured', 'spread', 'table_summary',
+           'Difference', 'difference', 'Order', 'orders', 'agreement', 'disagreements', 'dot_plot']
 
 # %% ../nbs/36_ablations.ipynb #43cb5907
-import csv as csv_format
-import datetime
 import math
 import re
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +28,14 @@ from torch import nn
 from .backbone import FrozenCLIP
 from .branch import BranchConfig, VideoFeatures
 from .figures import PALETTE, Picture
+from .ledger import append_csv, complete_rows, read_csv
 from .moving_shapes import Scene, gallery, render
 from .precision import fast_copy
-from .pretrain import SceneBatches, pretrain, scene_key, training_scenes
+from .pretrain import pretrain
 from .released import as_released
-from .retrieval import FIGURES, append_csv, scores, text_encoder, wrong_orders
+from .retrieval import text_encoder, wrong_orders
 from .runs import versions
+from .scenes import FIGURES, SceneBatches, scene_key, scores, training_scenes
 from .store import frozen_states
 from .strategies import STRATEGIES, Branching, entry_of
 from .trainer import ParamGroup, PretrainConfig, gate_means
@@ -295,14 +293,6 @@ def settings_of(clip: FrozenCLIP, config: PretrainConfig, clips: int) -> dict[st
     values = config.seed, config.steps, config.batch, config.objects, clips, clip.fingerprint
     return dict(zip(STUDY_SETTINGS, map(str, values), strict=True))
 
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    "The lines of a study, none if there is no file."
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv_format.DictReader(file))
-
 # %% ../nbs/36_ablations.ipynb #d6578bf0
 def csv_row(
     study: Study,
@@ -312,24 +302,21 @@ def csv_row(
     seconds: float,  # of a step
 ) -> dict:
     "A row as it stands in the file."
-    config, told = study.config, versions()
+    config = study.config
     gates = getattr(model.branch, "gates", [])
     weighted = gates and all(getattr(g, "combination", "") == "weighted" for g in gates)
     shares = gate_means(model.branch).values() if weighted else ()
     sizes = [p.numel() for n, p in model.branch.named_parameters() if "align" not in n]
-    made = dict(date=datetime.date.today().isoformat(), table=row.table, row=row.name)
-    made |= {"paper": row.paper, "parameters": sum(sizes)}
+    made = dict(table=row.table, row=row.name, paper=row.paper, parameters=sum(sizes))
     made |= settings_of(study.clip, config, len(study.test))
-    made |= {name: f"{value:.2f}" for name, value in figures.items()}
+    made |= figures
     made |= {"seconds a step": f"{seconds:.4f}", "gates": " ".join(f"{g:.3f}" for g in shares)}
-    made |= dict(command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-    made |= dict(versions=", ".join(f"{name} {version}" for name, version in told.items()))
-    return {name: made[name] for name in ABLATION_COLUMNS}
+    return complete_rows([made], ABLATION_COLUMNS, versions())[0]
 
 # %% ../nbs/36_ablations.ipynb #d34660a4
 def missing_rows(rows: Sequence[Row], path: Path, settings: dict[str, str]) -> list[Row]:
     "The rows that a file does not hold yet, with settings as in `settings_of`."
-    lines = read_rows(path)
+    lines = read_csv(path)
     there = {(old["table"], old["row"]) for old in lines if settings.items() <= old.items()}
     return [row for row in rows if (row.table, row.name) not in there]
 

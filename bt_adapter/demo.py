@@ -36,7 +36,7 @@ from .moving_shapes import (
     render,
 )
 from .progress import progress
-from .retrieval import FIGURES, scores
+from .scenes import FIGURES, scores
 from .small_clip import vocabulary
 from .video import ClipError, read_clips, write_clip
 

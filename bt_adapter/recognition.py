@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECOGNITION_FIGURES', 'MARK', 'DATA_COLUMNS', 'WAYS', 'class_features', 'accuracy', 'read_classes', 'class_names',
-           'judge_recognition', 'write_rows', 'clip_settings', 'load_asked', 'check_device', 'check_asked',
-           'evaluate_gallery', 'judge_of', 'read_asked', 'evaluate_examples', 'printed', 'evaluate']
+           'judge_recognition', 'clip_settings', 'load_asked', 'check_device', 'check_asked', 'evaluate_gallery',
+           'judge_of', 'read_asked', 'evaluate_examples', 'printed', 'evaluate']
 
 # %% ../nbs/32_recognition.ipynb #62e9ed59
-import csv as csv_format
-import io
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from . import retrieval
+from . import ledger, metrics, retrieval
 from .backbone import FrozenCLIP, load_clip
 from .datasets import (
     CLIP_PRESETS,
@@ -33,7 +31,7 @@ from .datasets import (
 from .evaluation import Evaluation, check_prompts
 from .moving_shapes import gallery
 from .precision import why_unusable
-from .runs import write_whole
+from .scenes import COLUMNS, FIGURES, compare
 
 # %% ../nbs/32_recognition.ipynb #d2f14f98
 def class_features(
@@ -59,9 +57,7 @@ def accuracy(
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:  # "A@1" and so on, in percent
     "Percentage of clips whose class is among the first K."
-    found = retrieval.rank_figures(
-        retrieval.ranks_in_pieces(video, classes, truth), len(classes), ks
-    )
+    found = metrics.rank_figures(metrics.ranks_in_pieces(video, classes, truth), len(classes), ks)
     return {f"A@{k}": found[f"R@{k}"] for k in ks}
 
 # %% ../nbs/32_recognition.ipynb #0845a301
@@ -109,8 +105,8 @@ def judge_recognition(
     text = text.to(device)
     for name, video in encoded.on(device).video.items():
         figures[name] = accuracy(video, text, truth)
-        places = retrieval.ranks_in_pieces(video, text, truth).tolist()
-        first = retrieval.nearest(video, text)[1].tolist()
+        places = metrics.ranks_in_pieces(video, text, truth).tolist()
+        first = metrics.nearest(video, text)[1].tolist()
         told = dict(zip(("adapter", "method"), name))
         for example, rank, some in zip(encoded.examples, places, first, strict=True):
             found = json.dumps([labels[j] for j in some])
@@ -118,15 +114,6 @@ def judge_recognition(
                 told | dict(clip=example.id, query=example.label, rank=rank, found=found)
             )
     return figures, queries
-
-# %% ../nbs/32_recognition.ipynb #21f4e7b5
-def write_rows(path: Path, rows: list[dict]):
-    "A CSV file that is there whole or not at all."
-    text = io.StringIO()
-    writer = csv_format.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
 
 # %% ../nbs/32_recognition.ipynb #cceacba6
 def clip_settings(asked: Evaluation) -> ClipSettings:
@@ -154,8 +141,8 @@ def check_device(name: str):
 def check_asked(asked: Evaluation):
     "Raises ValueError for what this machine cannot do."
     if asked.faiss:
-        retrieval.load_faiss()
-    retrieval.check_ties(asked.ties)
+        metrics.load_faiss()
+    metrics.check_ties(asked.ties)
     check_device(asked.device)
 
 # %% ../nbs/32_recognition.ipynb #fe6061e7
@@ -168,15 +155,16 @@ def evaluate_gallery(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; mod
     "Moving Shapes: rows for the table; the CSV file is written."
     split = asked.split or "test"
     if asked.csv:
-        retrieval.check_csv(asked.csv, retrieval.COLUMNS)
+        ledger.check_csv(asked.csv, COLUMNS)
     scenes, models = gallery(split, asked.clips), load_asked(asked)
-    rows = retrieval.compare(models, scenes)
+    rows = compare(models, scenes)
     if asked.csv:
-        retrieval.append_csv(
-            asked.csv, retrieval.csv_rows(rows, models, split=split, clips=len(scenes))
+        ledger.append_csv(
+            asked.csv,
+            retrieval.csv_rows(rows, models, COLUMNS, split=split, clips=len(scenes)),
         )
-    shown = [{k: row[k] for k in (*MARK, *retrieval.FIGURES)} for row in rows]
-    return shown + retrieval.over_seeds(shown, retrieval.FIGURES), models
+    shown = [{k: row[k] for k in (*MARK, *FIGURES)} for row in rows]
+    return shown + retrieval.over_seeds(shown, FIGURES), models
 
 # %% ../nbs/32_recognition.ipynb #a58b292c
 def judge_of(asked: Evaluation, examples: Sequence[Example], tokens: int):
@@ -213,7 +201,7 @@ def evaluate_examples(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; mo
     judge, figures = judge_of(asked, every, settings.tokens)
     columns = (*DATA_COLUMNS, *figures, "versions")
     if asked.csv:
-        retrieval.check_csv(asked.csv, columns)
+        ledger.check_csv(asked.csv, columns)
     models = load_asked(asked)
     options = dict(batch=asked.batch, workers=asked.workers, skip=asked.skip, reader=asked.reader)
     rows, queries = retrieval.evaluate_data(
@@ -222,9 +210,9 @@ def evaluate_examples(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; mo
     left = {"data": Path(asked.data).name, "left out": listed - rows[0]["clips"]}
     if asked.csv:
         same = left | vars(settings) | dict(split=asked.split)
-        retrieval.append_csv(asked.csv, retrieval.csv_rows(rows, models, columns, **same))
+        ledger.append_csv(asked.csv, retrieval.csv_rows(rows, models, columns, **same))
     if asked.queries:
-        write_rows(asked.queries, queries)
+        ledger.write_csv(asked.queries, queries)
     shown = [{k: row[k] for k in (*MARK, *figures, "clips")} | left for row in rows]
     return shown, models
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['frozen_states', 'later_states', 'Key', 'file_stamp', 'StoreSettings', 'store_settings', 'FeatureStore', 'put_states',
-           'entry_bytes', 'choose_kept', 'kept_in', 'read_states']
+           'warn_of_changes', 'entry_bytes', 'choose_kept', 'kept_in', 'read_states']
 
 # %% ../nbs/workshop/store.ipynb #03d66755
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -177,6 +178,13 @@ def put_states(
     for key, states in zip(keys, frozen_states(clip, clips, last).cpu()):
         if key is not None:
             store[key] = states
+
+# %% ../nbs/workshop/store.ipynb #42799147
+def warn_of_changes(store: FeatureStore | dict):
+    "Warn of entries that were damaged or of changed files: they are computed again."
+    for why, entries in getattr(store, "noticed", {}).items():
+        told = f"store: {entries} entries were {why}, they are computed again"
+        warnings.warn(told, stacklevel=2)
 
 # %% ../nbs/workshop/store.ipynb #e4129e97
 def entry_bytes(clip: FrozenCLIP, last: int, frames: int, kept: str = "all") -> int:

@@ -32,7 +32,6 @@ from bt_adapter.ablations import (
     measured,
     missing_rows,
     orders,
-    read_rows,
     settings_of,
     study_rows,
     table_summary,
@@ -40,10 +39,11 @@ from bt_adapter.ablations import (
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig
 from bt_adapter.cli.ablations import main
+from bt_adapter.ledger import read_csv
 from bt_adapter.masking import tube_mask
 from bt_adapter.moving_shapes import gallery, render
 from bt_adapter.released import as_released
-from bt_adapter.retrieval import FIGURES
+from bt_adapter.scenes import FIGURES
 from bt_adapter.strategies import Branching
 
 TINY = replace(QUICK_STUDY, steps=2, objects=2)
@@ -152,7 +152,7 @@ def test_a_study_is_stopped_and_continued(clip, tmp_path, monkeypatch):
     going = study_rows(clip, rows, path, TINY, 18)
     first = next(going)
     going.close()
-    assert (first.table, first.name) == ("Table 6", "CLIP") and len(read_rows(path)) == 1
+    assert (first.table, first.name) == ("Table 6", "CLIP") and len(read_csv(path)) == 1
     rest = [*study_rows(clip, rows, path, TINY, 18)]
     assert len(rest) == 5 and len(trained) == len({*trained}) == 5  # one line was there
     assert not missing_rows(rows, path, settings_of(clip, TINY, 18))
@@ -160,7 +160,7 @@ def test_a_study_is_stopped_and_continued(clip, tmp_path, monkeypatch):
     assert all(missing_rows(rows, path, settings_of(clip, *other)) == rows for other in others)
     another = settings_of(clip, TINY, 18) | {"fingerprint": "of another CLIP"}
     assert missing_rows(rows, path, another) == rows
-    lines = read_rows(path)
+    lines = read_csv(path)
     assert tuple(lines[0]) == ABLATION_COLUMNS and {row["clips"] for row in lines} == {"18"}
     by = {row["row"]: row for row in lines}
     assert float(by["CLIP"]["seconds a step"]) == 0 and by["CLIP"]["parameters"] == "0"
@@ -180,7 +180,7 @@ def write(path, values):
         for table, row, figure in values:
             line = dict.fromkeys(ABLATION_COLUMNS, "") | {"table": table, "row": row}
             writer.writerow(line | dict.fromkeys(FIGURES, figure))
-    return read_rows(path)
+    return read_csv(path)
 
 
 def test_tables_come_from_the_file(tmp_path):
@@ -260,7 +260,7 @@ def test_a_figure_shows_every_seed_mean_and_deviation(tmp_path):
 
 def test_the_shipped_study_is_complete():
     """Every row of five seeds, no line twice, and what stands in them is what `ROWS` says."""
-    lines = read_rows(samples_folder() / "ablations.csv")
+    lines = read_csv(samples_folder() / "ablations.csv")
     assert tuple(lines[0]) == ABLATION_COLUMNS
     settings = ("seed", "steps", "batch", "objects", "clips", "fingerprint")
     made = [tuple(row[name] for name in ("table", "row", *settings)) for row in lines]
@@ -308,10 +308,10 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         arguments = ["--quick", "--table", "frame order", "--out", out, "--seeds", seeds]
         assert command(monkeypatch, *arguments) == 0
         printed = capsys.readouterr()
-        assert len(read_rows(out)) == 2 * seeds
+        assert len(read_csv(out)) == 2 * seeds
         assert problems(printed.err).count("\n") == 2  # the first seed is not made again
         assert "shuffled at test" in printed.out
-    assert {row["command"].split()[0] for row in read_rows(out)} == {"bta-ablations"}
+    assert {row["command"].split()[0] for row in read_csv(out)} == {"bta-ablations"}
 
 
 @pytest.mark.slow
@@ -320,7 +320,7 @@ def test_the_whole_quick_study(monkeypatch, capsys, tmp_path):
     """Every row is trained and tested by the command as it is."""
     out = tmp_path / "quick.csv"
     assert command(monkeypatch, "--quick", "--out", out) == 0
-    printed, lines = capsys.readouterr(), read_rows(out)
+    printed, lines = capsys.readouterr(), read_csv(out)
     assert len(lines) == len(ROWS)
     assert {(row["table"], row["row"]) for row in lines} == {*BY_NAME}
     assert {(row["steps"], row["seed"]) for row in lines} == {(str(QUICK_STUDY.steps), "0")}

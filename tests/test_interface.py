@@ -17,7 +17,8 @@ backbone.FrozenCLIP.layer_outputs masking.tube_mask temporal_attention.temporal_
 branch.BTAdapter.forward branch.BTAdapter.encode_video branch.BTAdapter.encode_text
 branch.BTAdapter.save_pretrained branch.BTAdapter.from_pretrained released.load_released
 losses.video_text_contrastive losses.masked_branching_token_alignment
-losses.masked_branching_cross_modal_alignment retrieval.recall_at_k maps.temporal_maps
+losses.masked_branching_cross_modal_alignment metrics.recall_at_k retrieval.recall_at_k
+maps.temporal_maps
 chat.plug chat.unplug chat.VideoChat.ask chat.VideoChat.stream kernels.compile_report
 explorer.explore figures.contact_sheet
 """.split()
@@ -57,11 +58,10 @@ def package_imports(module):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level + 1]
             found = [*base, *(node.module.split(".") if node.module else [])]
-            targets = [[*found, name.name] for name in node.names] + [found]
-            for target in targets:
-                if ".".join(target) in TREES:
-                    yield ".".join(target), node in tree.body, node
-                    break
+            named = [".".join([*found, name.name]) for name in node.names]
+            targets = [name for name in named if name in TREES] or [".".join(found)]
+            for target in filter(TREES.__contains__, targets):
+                yield target, node in tree.body, node
 
 
 def test_imports_are_relative():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny_runs import problems
 
-from bt_adapter import recognition, retrieval
+from bt_adapter import metrics, recognition, retrieval
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.cli.evaluate import main
@@ -25,13 +25,14 @@ from bt_adapter.datasets import (
     tokenize,
     write_shards,
 )
+from bt_adapter.metrics import ranks, recall_at_k
 from bt_adapter.recognition import (
     accuracy,
     class_features,
     class_names,
     judge_recognition,
 )
-from bt_adapter.retrieval import ranks, recall_at_k, wrong_orders
+from bt_adapter.retrieval import wrong_orders
 from bt_adapter.small_clip import new_clip
 from bt_adapter.video import read_clip
 
@@ -388,8 +389,9 @@ def test_ranks_are_counted_on_the_device_of_the_model(monkeypatch):
     def first(queries, candidates, *args):
         return places(queries, candidates), torch.zeros(2, 1, dtype=torch.long)
 
-    monkeypatch.setattr(retrieval, "ranks_in_pieces", places)
-    monkeypatch.setattr(retrieval, "nearest", first)
+    for module in (metrics, retrieval):
+        monkeypatch.setattr(module, "ranks_in_pieces", places)
+        monkeypatch.setattr(module, "nearest", first)
     monkeypatch.setattr(retrieval, "encode_captions", lambda *a: (torch.eye(2), torch.arange(2)))
     retrieval.judge_retrieval(clip, encoded)
     assert len(seen) == 6

@@ -15,31 +15,30 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tiny_runs import problems
 
-from bt_adapter import retrieval
+from bt_adapter import metrics
+from bt_adapter import scenes as shapes
 from bt_adapter.backbone import FrozenCLIP, load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.cli.evaluate import main
-from bt_adapter.moving_shapes import caption, gallery, random_scene, render
-from bt_adapter.released import load_released, save_released
-from bt_adapter.retrieval import (
-    COLUMNS,
-    FIGURES,
-    adapted,
-    adapter_methods,
-    compare,
-    encode_clips,
-    gallery_scores,
+from bt_adapter.metrics import (
     match_table,
-    mean_pooled,
     nearest,
     rank_figures,
     ranks,
     ranks_in_pieces,
     recall_at_k,
-    scores,
+)
+from bt_adapter.moving_shapes import caption, gallery, random_scene, render
+from bt_adapter.released import load_released, save_released
+from bt_adapter.retrieval import (
+    adapted,
+    adapter_methods,
+    encode_clips,
+    mean_pooled,
     weights_hash,
     wrong_orders,
 )
+from bt_adapter.scenes import COLUMNS, FIGURES, compare, gallery_scores, scores
 from bt_adapter.small_clip import byte_pair_merges, new_clip, vocabulary, write_merges
 
 
@@ -199,9 +198,9 @@ def test_one_match_each_is_the_plain_case():
 
 
 def test_the_matrix_is_never_whole(monkeypatch):
-    sizes, count = [], retrieval._count
+    sizes, count = [], metrics._count
     monkeypatch.setattr(
-        retrieval, "_count", lambda f, s, own: sizes.append(s.numel()) or count(f, s, own)
+        metrics, "_count", lambda f, s, own: sizes.append(s.numel()) or count(f, s, own)
     )
     ranks_in_pieces(torch.randn(300, 2), torch.randn(300, 2), megabytes=0.1)
     assert len(sizes) == 7 and max(sizes) * 8 <= 0.1 * 2**20 and sum(sizes) == 300 * 300
@@ -422,7 +421,7 @@ def test_wrong_adapters_are_one_sentence(make, message, folders, monkeypatch, ca
 
 def assert_refused(monkeypatch, capsys, message, *arguments):
     """Nothing is computed or printed but one sentence, and the status is 2."""
-    monkeypatch.setattr(retrieval, "encode_clips", None)
+    monkeypatch.setattr(shapes, "encode_clips", None)
     assert evaluate(monkeypatch, *arguments) == 2
     printed = capsys.readouterr()
     told = problems(printed.err)

@@ -8,7 +8,8 @@ from card import card
 from bt_adapter.backbone import samples_folder
 from bt_adapter.branch import BTAdapter
 from bt_adapter.moving_shapes import gallery
-from bt_adapter.retrieval import gallery_scores, weights_hash
+from bt_adapter.retrieval import weights_hash
+from bt_adapter.scenes import gallery_scores
 
 
 @pytest.fixture(scope="module")

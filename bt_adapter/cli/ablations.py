@@ -43,7 +43,7 @@ def ablations(
     with loading("training and testing the rows of the study"):
         from .. import ablations as library
         from ..backbone import load_clip
-        from ..retrieval import check_csv
+        from ..ledger import check_csv, read_csv
     check_csv(out, library.ABLATION_COLUMNS)
     model, config = load_clip(clip), library.QUICK_STUDY if quick else library.FULL_STUDY
     clips, rows = 18 if quick else 408, [r for r in library.ROWS if not tables or r.table in tables]
@@ -51,7 +51,7 @@ def ablations(
         for row in library.study_rows(model, rows, out, replace(config, seed=seed), clips):
             print(f"seed {seed}: {row.table}, {row.name}", file=sys.stderr, flush=True)
     same = library.settings_of(model, config, clips).items() - {("seed", str(config.seed))}
-    lines = [line for line in library.read_rows(out) if same <= line.items()]
+    lines = [line for line in read_csv(out) if same <= line.items()]
     told = {name: library.table_summary(lines, name) for name in options.STUDIES}
     told |= {"order": library.agreement(lines)}
     show({name: rows for name, rows in told.items() if rows})

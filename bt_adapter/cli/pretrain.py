@@ -118,11 +118,12 @@ def train_on_shapes(
     tell_if_anew(out, settings["resume"])
     with loading("pretraining an adapter on Moving Shapes"):
         from .. import pretrain as library
+        from .. import scenes
         from ..backbone import load_clip
     tell_if_slow(changes["precision"])
     config = library.choose_recipe(preset, **changes)
     clip = load_clip(name, **own)
-    rows = library.pretrain_moving_shapes(out, clip, config, **settings)
+    rows = scenes.pretrain_moving_shapes(out, clip, config, **settings)
     if rows:
         show({"validation, percent": rows})
     tell(f"saved to {out}")
@@ -216,23 +217,23 @@ def train_on_clips(
     with loading(f"pretraining an adapter on the clips of {where[0]}"):
         import torch
 
-        from .. import pretrain as library
+        from ..pretrain import choose_recipe, held_out_scores, pretrain_clips
     check_clip_weights(name, own["pretrained"])
     tell_if_slow(changes["precision"])
-    config = library.choose_recipe(preset, **changes)
+    config = choose_recipe(preset, **changes)
     examples = examples_of(*where)
     held = held_out(examples, *held)
     clip = clip_for_device(name, **own)
 
     def judge(model):
         how = settings["workers"], settings["reader"]
-        rows = library.held_out_scores(model, held, config, *how) if held else []
+        rows = held_out_scores(model, held, config, *how) if held else []
         if rows:
             show({"clips that were not trained on, percent": rows})
         return rows
 
     try:
-        report = library.pretrain_clips(out, clip, examples, config, **settings, judge=judge)
+        report = pretrain_clips(out, clip, examples, config, **settings, judge=judge, tell=tell)
     except torch.OutOfMemoryError:
         raise ValueError(
             "the memory of the device is too small for this batch at once: add --chunk 8, which "
@@ -271,7 +272,7 @@ def small_clip(
     options.at_least(1, steps=steps)
     options.check_out(out)
     with loading("training the CLIP of Moving Shapes"):
-        from ..pretrain import pretrain_small_clip
+        from ..scenes import pretrain_small_clip
     with step_progress(steps, "training CLIP") as on_step:
         figures = pretrain_small_clip(out, steps, seed, lambda step, loss: on_step(loss))
     show({"small CLIP": [{name: str(value) for name, value in figures.items()}]})

@@ -21,7 +21,7 @@ from temporal_attention import processor
 
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
-from bt_adapter.retrieval import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv
 
 COLUMNS = (
     *("date", "device", "torch", "threads", "model", "frames", "case", "type", "rounds"),

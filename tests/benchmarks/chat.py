@@ -29,8 +29,8 @@ from temporal_attention import processor
 from bt_adapter import moving_shapes as world
 from bt_adapter.branch import BTAdapter
 from bt_adapter.chat import MERGE, VideoChat, image_chat_model, plug, smollm2
+from bt_adapter.ledger import append_csv, check_csv
 from bt_adapter.precision import fast_dtype
-from bt_adapter.retrieval import append_csv, check_csv
 
 COLUMNS = ("date", "device", "torch", "threads", "case", "rounds", "least", "median", "unit")
 CONVERT = "from bt_adapter.chat import smollm2; smollm2()"

@@ -44,9 +44,9 @@ from bt_adapter.datasets import (
     read_examples,
     write_shards,
 )
+from bt_adapter.ledger import append_csv, check_csv
 from bt_adapter.losses import video_text_contrastive
 from bt_adapter.masking import tube_mask
-from bt_adapter.retrieval import append_csv, check_csv
 from bt_adapter.video import read_clip, sample_indices
 
 COLUMNS = ("date", "device", "torch", "measure", "case", "value", "unit", "wanted", "met")

@@ -35,8 +35,8 @@ from bt_adapter import backbone, video
 from bt_adapter import moving_shapes as world
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter, weight_product
+from bt_adapter.ledger import append_csv, check_csv
 from bt_adapter.precision import fast_dtype
-from bt_adapter.retrieval import append_csv, check_csv
 
 COLUMNS = (
     *("date", "device", "torch", "threads", "case", "choice", "other", "rounds"),

@@ -34,12 +34,13 @@ import torch
 from temporal_attention import processor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bt_adapter import backbone, pretrain, trainer
+from bt_adapter import backbone, moving_shapes, pretrain, trainer
+from bt_adapter import scenes as shapes
 from bt_adapter.branch import BTAdapter
+from bt_adapter.ledger import append_csv, check_csv
 from bt_adapter.masking import kept_patches
 from bt_adapter.muon import Muon
 from bt_adapter.precision import fast_copy
-from bt_adapter.retrieval import append_csv, check_csv
 from bt_adapter.store import FeatureStore, frozen_states, store_settings
 
 COLUMNS = ("date", "device", "torch", "command", "case", "measure", "value", "against", "ratio")
@@ -60,7 +61,7 @@ def computed_anew(scenes, fast, last):
     "The batches of a SceneBatches, whose states are computed for each batch."
     for some, template in scenes.objects():
         shown = list(chain.from_iterable(scenes.groups[g] for g in some))
-        clips = torch.stack([fast.transform(pretrain.world.render(scene)) for scene in shown])
+        clips = torch.stack([fast.transform(moving_shapes.render(scene)) for scene in shown])
         text = scenes.text[some, :, template].flatten(0, 1)
         yield trainer.Batch([""] * len(shown), frozen_states(fast, clips, last), text)
 
@@ -69,12 +70,12 @@ def measure_store(args):
     "An epoch of a few objects."
     clip, config = backbone.load_clip("moving-shapes"), pretrain.PRESETS[args.preset]
     count = 3 * config.batch // 18
-    groups, last = pretrain.training_scenes(np.random.default_rng(0), count), config.branch.states
+    groups, last = shapes.training_scenes(np.random.default_rng(0), count), config.branch.states
     folder = tempfile.TemporaryDirectory()
     fast = fast_copy(clip)
     store = FeatureStore(Path(folder.name), store_settings(fast, last))
-    pretrain.scene_states(clip, list(chain.from_iterable(groups)), last, store)
-    scenes = pretrain.SceneBatches(clip, groups, store, batch=config.batch)
+    shapes.scene_states(clip, list(chain.from_iterable(groups)), last, store)
+    scenes = shapes.SceneBatches(clip, groups, store, batch=config.batch)
     spent = {}
     for turn in range(args.rounds + 1):  # the first warms up
         for case in ("without", "with"):
@@ -232,21 +233,21 @@ def measure_kill(args):
 def in_turns(seed, config):
     """Two adapters trained on the same batches: by torch's Muon and by ours; rows, ms a step."""
     clip = backbone.load_clip("moving-shapes")
-    groups = pretrain.training_scenes(np.random.default_rng(seed), config.objects, config.takes)
+    groups = shapes.training_scenes(np.random.default_rng(seed), config.objects, config.takes)
     states, last, trainers = {}, config.branch.states, {}
-    pretrain.scene_states(clip, list(chain.from_iterable(groups)), last, states, config.frames)
+    shapes.scene_states(clip, list(chain.from_iterable(groups)), last, states, config.frames)
     for name, optimizer in (("torch's", torch.optim.Muon), ("ours", Muon)):
         torch.manual_seed(seed)
         with mock.patch.object(trainer, "Muon", optimizer):
             trainers[name] = trainer.Trainer(BTAdapter(clip, config.branch), config)
     spent = {name: [] for name in trainers}
-    batches = pretrain.SceneBatches(clip, groups, states, batch=config.batch, seed=seed)
+    batches = shapes.SceneBatches(clip, groups, states, batch=config.batch, seed=seed)
     for step, batch in enumerate(islice(batches(0, last), config.steps)):
         for name, one in sorted(trainers.items(), reverse=step % 2):
             start = time.process_time()
             one.update(batch)
             spent[name].append(1000 * (time.process_time() - start))
-    scores = {name: pretrain.validate(one.model)[1] for name, one in trainers.items()}
+    scores = {name: shapes.validate(one.model)[1] for name, one in trainers.items()}
     return scores, spent
 
 

@@ -1,8 +1,7 @@
 """Which learning rates should the ablations have? Trains a few strategies and judges them on the
-validation gallery. Run `python tests/benchmarks/rates.py`; the rows go to rates.csv beside it.
+validation gallery. Run `python tests/benchmarks/rates.py`; rows are appended to rates.csv.
 """
 
-import csv
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from bt_adapter.ablations import FRESH, FULL_STUDY, ROWS, States, Study, test_row, train_row
 from bt_adapter.backbone import load_clip
+from bt_adapter.ledger import append_csv
 from bt_adapter.moving_shapes import gallery
 from bt_adapter.trainer import ParamGroup
 
@@ -38,17 +38,14 @@ def main():
     rows = {row.name: row for row in ROWS if row.table == "Table 1"}
     study = Study.make(clip, FULL_STUDY, 1, [])
     study = replace(study, test=held, unseen={8: States(clip, held, 8)})
-    with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
-        made = csv.writer(file)
-        made.writerow(["row", "factor", "opened", "steps", "T2V R@1", "motion", "direction"])
-        for name, factor, share in TRIED:
-            config = replace(FULL_STUDY, rates=rates(factor, share))
-            one = replace(study, config=config)
-            found = test_row(one, rows[name], train_row(one, rows[name])[0])
-            figures = [f"{found[figure]:.1f}" for figure in ("T2V R@1", "motion", "direction")]
-            made.writerow([name, factor, share, FULL_STUDY.steps, *figures])
-            file.flush()
-            print(name, factor, share, *figures, file=sys.stderr)
+    for name, factor, share in TRIED:
+        config = replace(FULL_STUDY, rates=rates(factor, share))
+        one = replace(study, config=config)
+        found = test_row(one, rows[name], train_row(one, rows[name])[0])
+        figures = {figure: f"{found[figure]:.1f}" for figure in ("T2V R@1", "motion", "direction")}
+        made = dict(row=name, factor=factor, opened=share, steps=FULL_STUDY.steps) | figures
+        append_csv(Path(__file__).with_suffix(".csv"), [made])
+        print(name, factor, share, *figures.values(), file=sys.stderr)
 
 
 if __name__ == "__main__":

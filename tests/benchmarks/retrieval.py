@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from temporal_attention import processor
 
-from bt_adapter.retrieval import append_csv, check_csv, rank_figures, ranks, ranks_in_pieces
+from bt_adapter.ledger import append_csv, check_csv
+from bt_adapter.metrics import rank_figures, ranks, ranks_in_pieces
 
 COLUMNS = (
     *("date", "device", "torch", "threads", "clips", "width", "megabytes", "seconds of CPU"),

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from temporal_attention import processor
 
-from bt_adapter.retrieval import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("date", "device", "torch", "command", "case", "measure", "value", "against", "ratio")

@@ -10,7 +10,6 @@ W_t, as in the authors' code. --csv appends the rows, with the median ratio, to 
 """
 
 import argparse
-import csv
 import datetime
 import platform
 import statistics
@@ -25,6 +24,7 @@ from einops import rearrange
 from torch import nn
 
 from bt_adapter.branch import TemporalLayer
+from bt_adapter.ledger import append_csv
 from bt_adapter.temporal_attention import choose_backend, temporal_attention
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -163,12 +163,7 @@ def main():
                     f"{lowest:.2f} / {row['against the pick']} / {highest:.2f} {mark}"
                 )
     if args.csv:
-        new = not args.csv.exists()
-        with args.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, table[0], lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(table)
+        append_csv(args.csv, table)
 
 
 if __name__ == "__main__":

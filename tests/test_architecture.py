@@ -1,0 +1,102 @@
+"""How the package is cut: who may import what, who may print, and how long a part may be."""
+
+import ast
+import json
+import re
+
+from test_interface import TREES, package_imports
+from test_notebooks import LESSONS, SOURCES, cells, code_lines, module_names
+from test_packaging import PACKAGE, python
+from tidy import ROOT, directives
+
+LONGEST, MOST_CELLS, MOST_OF_A_LESSON = 600, 110, 140
+# Still to be cut: to be emptied as each of these becomes a package.
+UNCUT_MODULES = set()
+ENGINE = ["files", "ledger", "metrics", "pretrain", "retrieval", "runs", "store", "trainer"]
+WORLD = {"bt_adapter.moving_shapes", "bt_adapter.small_clip", "bt_adapter.scenes", "matplotlib"}
+# The one import inside a function that closes a circle: old names of Moving Shapes.
+LATE_CIRCLES = {("retrieval", "scenes")}
+
+
+def reached(start, arrows):
+    """All modules that a module leads to."""
+    found, left = set(), [start]
+    while left:
+        new = arrows.get(left.pop(), set()) - found
+        found |= new
+        left += new
+    return found
+
+
+def test_no_import_at_the_top_of_a_module_closes_a_circle():
+    arrows = {m: {t for t, top, _ in package_imports(m) if top} for m in TREES}
+    circles = {module for module in arrows if module in reached(module, arrows)}
+    assert not circles, f"these import each other when they are loaded: {sorted(circles)}"
+
+
+def test_imports_inside_functions_close_no_other_circles():
+    arrows = {m: {t for t, *_ in package_imports(m)} for m in TREES}
+    late = {(m, t) for m in TREES for t, top, _ in package_imports(m) if not top and t != m}
+    closing = {(m, t) for m, t in late if m in reached(t, arrows)}
+    told = "an import inside a function leads back to its module"
+    assert closing <= LATE_CIRCLES, f"{told}: {sorted(closing - LATE_CIRCLES)}"
+
+
+def called(tree):
+    """The names of the functions that a module calls by name."""
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return {function.id for function in calls if isinstance(function, ast.Name)}
+
+
+def test_only_commands_print_and_know_typer():
+    libraries = {m: t for m, t in TREES.items() if m.split(".")[0] not in {"cli", *UNCUT_MODULES}}
+    printing = [module for module, tree in libraries.items() if "print" in called(tree)]
+    assert not printing, f"a library tells its caller, a command prints: {printing}"
+    libraries = {m: t for m, t in TREES.items() if m.split(".")[0] != "cli"}
+    names = {m: ast.unparse(t) for m, t in libraries.items()}
+    typer = [m for m, text in names.items() if re.search(r"^\s*(import|from) typer", text, re.M)]
+    assert not typer, f"only cli/ imports typer: {typer}"
+
+
+def test_the_engine_loads_neither_the_rendered_world_nor_matplotlib():
+    for module in ENGINE:
+        code = f"import sys, json, bt_adapter.{module}; print(json.dumps([*sys.modules]))"
+        wrong = WORLD.intersection(json.loads(python(code)))
+        assert not wrong, f"bt_adapter.{module} loads {sorted(wrong)}"
+
+
+def test_no_module_is_too_long():
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        lines = path.read_text(encoding="utf-8").count("\n")
+        if module not in {"_modidx", *UNCUT_MODULES}:
+            assert lines <= LONGEST, f"{module} has {lines} lines: cut it, {LONGEST} are allowed"
+
+
+def test_no_notebook_of_the_workshop_is_too_long():
+    for path in SOURCES:
+        if path not in LESSONS:
+            found = len(cells(path))
+            assert found <= MOST_CELLS, f"{path.name} has {found} cells, {MOST_CELLS} are allowed"
+
+
+def test_lessons_that_were_cut_export_what_they_teach():
+    for name in ("24_pretraining", "30_retrieval"):
+        path = ROOT / f"nbs/{name}.ipynb"
+        exported = [cell for cell in cells(path, "code") if "export" in directives(cell)]
+        lines = sum(len(code_lines(cell)) for cell in exported)
+        assert lines <= MOST_OF_A_LESSON, f"{name} exports {lines} lines"
+        assert bool(exported) == bool(module_names(path)), name
+
+
+def test_names_are_found_at_their_old_places():
+    from bt_adapter import ledger, metrics, pretrain, retrieval, scenes
+
+    for name in ("recall_at_k", "ranks", "rank_figures", "match_table", "nearest"):
+        assert getattr(retrieval, name) is getattr(metrics, name), name
+    for name in ("append_csv", "check_csv"):
+        assert getattr(retrieval, name) is getattr(ledger, name), name
+    for old in (retrieval, pretrain):
+        for name in old.OF_SCENES:
+            assert getattr(old, name) is getattr(scenes, name), name
+        assert not hasattr(old, "nothing")
