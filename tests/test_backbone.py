@@ -568,6 +568,7 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
         raise RuntimeError("the disk is full\nand a long story")
 
     monkeypatch.setattr(open_clip, "create_model", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for found, reason in ((True, "the disk is full$"), (False, hub.OUT_OF_REACH)):
         monkeypatch.setattr(hub, "has_address", lambda host, found=found: found)
         with pytest.raises(

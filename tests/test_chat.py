@@ -880,16 +880,7 @@ def test_the_command_asks_and_answers(monkeypatch, tmp_path, capsys):
     model.config.text_config.max_position_embeddings = 400
     monkeypatch.setattr(chat, "load_chat", lambda *a: (model, byte_tokenizer()))
     clip = str(tmp_path / "clip.mp4")
-    options = [
-        "--model",
-        "a/x",
-        "--video",
-        "mean",
-        "--max-tokens",
-        "4",
-        "--template",
-        "instructblip",
-    ]
+    options = "--model a/x --video mean --max-tokens 4 --template instructblip".split()
     run = CliRunner().invoke(command.app, [clip, *options, "--ask", "What?", "--ask", "Why?"])
     assert run.exit_code == 0, run.output
     assert run.output.count("\n") >= 2

@@ -71,13 +71,8 @@ def waiting(root, command):
 def measure(args):
     "Rows for the CSV file: this checkout, and its ratio to the other one."
     roots = [ROOT, *([args.against.resolve()] if args.against else [])]
-    words = [
-        "startup.py",
-        "--rounds",
-        str(args.rounds),
-        *(["--against FOLDER"] if args.against else []),
-    ]
-    same = (datetime.date.today().isoformat(), processor(), torch.__version__, " ".join(words))
+    words = f"startup.py --rounds {args.rounds}" + " --against FOLDER" * bool(args.against)
+    same = (datetime.date.today().isoformat(), processor(), torch.__version__, words)
     for command in WAITED:
         rounds = [[waiting(root, command) for root in roots] for _ in range(args.rounds + 1)]
         for number, name in enumerate(MEASURES):
