@@ -53,9 +53,14 @@ def module_names(path):
     return [directives(c)["default_exp"] for c in cells(path) if "default_exp" in directives(c)]
 
 
+def added_to(path):
+    """The modules of other notebooks to which a notebook adds cells: `#| export NAME`."""
+    return {directives(c).get("export", "") for c in cells(path, "code")} - {""}
+
+
 def as_exported(cell, path):
     """An exported cell as code that counts as its module's lines, where coverage looks for them."""
-    (name,) = module_names(path)
+    name = directives(cell).get("export") or module_names(path)[0]
     module = ROOT / f"bt_adapter/{name.replace('.', '/')}.py"
     before, mark, _ = module.read_text(encoding="utf-8").partition(f".ipynb #{cell['id']}\n")
     assert mark, "python tests/tidy.py exports the notebooks"
@@ -179,11 +184,14 @@ def test_one_notebook_one_module():
     exported = {}
     for path in SOURCES:
         names = module_names(path)
+        assert len(names) <= 1, path.name
         if path in LESSONS:  # a lesson is called after what it teaches, and may export nothing
-            assert len(names) <= 1, path.name
-        else:
-            parts = names[0].removesuffix(".__init__").split(".")
-            assert len(names) == 1 and any(part in path.stem for part in parts), path.name
+            assert not added_to(path), path.name
+        else:  # the workshop is laid out as the package is
+            (name,) = names or added_to(path)
+            parts = name.removesuffix(".__init__").split(".")
+            place = path.relative_to(ROOT / "nbs/workshop").with_suffix("").parts
+            assert any(part in step for part in parts for step in place), path.name
         exported |= {name: path.relative_to(ROOT).as_posix() for name in names}
     package = ROOT / "bt_adapter"
     files = [path for path in package.rglob("*.py") if path.parent.name != "data_samples"]
