@@ -33,7 +33,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def directives(cell):
     """The cell's nbdev directives: {"eval": "false", "export": ""}."""
-    found = re.findall(r"^#\s*\|\s*(\w+)\s*:?(.*)$", "".join(cell["source"]), re.M)
+    found = re.findall(r"^#[ \t]*\|[ \t]*(\w+)[ \t]*:?(.*)$", "".join(cell["source"]), re.M)
     return {name: value.strip() for name, value in found}
 
 
