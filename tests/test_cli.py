@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,9 @@ def start(tmp_path, command, *arguments, torch=None, typer=None, **more):
     env = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     env |= dict(PYTHONPATH=f"{tmp_path}:{ROOT}", OMP_NUM_THREADS="1")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True)
-    return subprocess.Popen([script, *map(str, arguments)], env=env | more, **pipes)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs of a script ignore it
+    command = [script, *map(str, arguments)]
+    return subprocess.Popen(command, env=env | more, preexec_fn=listen, **pipes)
 
 
 SLOW = "import pathlib, time; pathlib.Path('there').touch(); time.sleep(60)"
