@@ -32,6 +32,8 @@ recognition         names for what happens, and both on any data set
 strategies          nine ways to make a video encoder of CLIP
 ablations           the paper's tables and figures on a small scale
 maps, explorer      where and when the branch looks
+relevance           what in a clip makes it match a sentence
+map_figures         pictures of both
 chat                an image chat model with the branch plugged in
 instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges

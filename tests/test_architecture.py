@@ -19,7 +19,6 @@ UNCUT_LESSONS = {
     "32_recognition",
     "34_strategies",
     "36_ablations",
-    "40_attention_maps",
     "42_explorer",
 }
 ENGINE = ["files", "ledger", "metrics", "pretrain", "retrieval", "runs", "store", "trainer"]
