@@ -8,6 +8,7 @@ Names at the top are imported when they are first used, so `import bt_adapter` c
 The modules, in the order of a clip's way through them:
 
 video, files        a file becomes eight exact frames; files are written whole or not at all
+shapes              shapes, colours and backgrounds, drawn without jagged edges
 moving_shapes       rendered clips that only time tells apart
 backbone            a frozen CLIP that hands out the states of its layers
 pixels, plain_clip  what CLIP sees, and a light way to the shipped one
@@ -31,6 +32,8 @@ recognition         names for what happens, and both on any data set
 strategies          nine ways to make a video encoder of CLIP
 ablations           the paper's tables and figures on a small scale
 maps, explorer      where and when the branch looks
+relevance           what in a clip makes it match a sentence
+map_figures         pictures of both
 chat                an image chat model with the branch plugged in
 instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges

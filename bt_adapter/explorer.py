@@ -29,7 +29,9 @@ import bt_adapter
 from .branch import BTAdapter
 from .figures import Picture, array, contact_sheet, gif
 from .files import write_whole
-from .maps import check_indices, hang_shares, outline, relevance, seen_part, temporal_maps
+from .map_figures import hang_shares, outline
+from .maps import check_indices, seen_part, temporal_maps
+from .relevance import relevance
 
 # %% ../nbs/42_explorer.ipynb #aebfca6e
 def quantize(

@@ -7,9 +7,10 @@ from einops import rearrange
 from PIL import Image
 from tiny import shake, tiny_clip, tiny_eva
 
+from bt_adapter import map_figures, relevance
 from bt_adapter import maps as m
 from bt_adapter.backbone import record_outputs
-from bt_adapter.branch import BranchConfig, BTAdapter
+from bt_adapter.branch import BranchConfig, BTAdapter, Gate
 
 CLIPS = {
     "open_clip": tiny_clip,
@@ -122,7 +123,7 @@ def test_on_demand_is_a_part_of_all(model):
 def explicit_relevance(model, frames, captions):
     """The same walk with matrices over all tokens, and autograd for the weights' gradient."""
     states = model.clip.layer_outputs(frames, model.config.states)
-    _, heard = m.record_branch(model, states)
+    _, heard = relevance.record_branch(model, states)
     shape = states[0][:, :, 1:, 0].shape
     pairs = zip(heard.time_qkv, heard.space_qkv)
     parts = [split(*pair, model.branch.spatial[0].heads, shape[0]) for pair in pairs]
@@ -136,7 +137,7 @@ def explicit_relevance(model, frames, captions):
         row = row + row @ space_matrix(over_space)
         row = row + row @ time_matrix(over_time)
         gate = model.branch.gates[0 if model.branch.rules.one_gate else level - 1]
-        share = m.branch_share(gate) if level else 0
+        share = relevance.branch_share(gate) if level else 0
         found, row = found + (1 - share) * row, share * row
     return found[:, 0, 1:].reshape(shape)
 
@@ -219,7 +220,7 @@ def test_relevance_is_the_walk_over_whole_matrices(kind, convention):
     for gate in model.branch.gates:
         gate.w_b.data *= 0.02  # the released scales would close or open every channel
     frames, captions = noise(model), ["one", "seven"]
-    found = m.relevance(model, frames, captions)
+    found = relevance.relevance(model, frames, captions)
     expected = explicit_relevance(model, frames, captions)
     assert found.heat.max() > 0
     torch.testing.assert_close(found.heat, expected, atol=1e-7, rtol=1e-3)
@@ -230,22 +231,24 @@ def test_relevance_is_the_walk_over_whole_matrices(kind, convention):
 
 def test_relevance_needs_no_trainable_parameters():
     model = with_words(adapter(tiny_clip()))
-    expected = m.relevance(model, noise(model), ["a", "bc"]).heat
+    expected = relevance.relevance(model, noise(model), ["a", "bc"]).heat
     model.requires_grad_(False)
     with torch.no_grad():
-        assert torch.equal(m.relevance(model, noise(model), ["a", "bc"]).heat, expected)
+        assert torch.equal(relevance.relevance(model, noise(model), ["a", "bc"]).heat, expected)
 
 
 def test_rollout_hands_on_everything(model):
     frames = noise(model)
-    shares = m.rollout(model, frames)
+    shares = relevance.rollout(model, frames)
     assert shares.min() >= 0 and (shares.sum((1, 2)) < 1 + 1e-5).all()
-    from_patch = m.rollout(model, frames, start=(1, 2)).sum((1, 2))
+    from_patch = relevance.rollout(model, frames, start=(1, 2)).sum((1, 2))
     assert (from_patch > 0.1).all() and (from_patch < 1 + 1e-5).all()
     # with CLS shut out of the attention, nothing is lost
     layers = [(torch.eye(3).expand(2, 4, 3, 3) / 2, torch.eye(5).expand(2, 3, 5, 5) / 2)] * 2
     patches = torch.rand(2, 3, 4)
-    found = m.backtrack_branch(adapter(tiny_clip()), layers, torch.zeros(2), patches, stays=0.5)
+    found = relevance.backtrack_branch(
+        adapter(tiny_clip()), layers, torch.zeros(2), patches, stays=0.5
+    )
     torch.testing.assert_close(found, patches)
 
 
@@ -258,15 +261,15 @@ def test_any_number_of_frames(frames):
     assert (
         m.attention_entropy(maps).isfinite().all() and m.attention_distance(maps).isfinite().all()
     )
-    assert m.relevance(model, given, ["x"]).heat.shape == (1, frames, 8)
+    assert relevance.relevance(model, given, ["x"]).heat.shape == (1, frames, 8)
     sensitive = m.shuffle_sensitivity(model, given)
     assert sensitive.abs().max() < 1e-5 if frames == 1 else sensitive.min() > 0
     clip = torch.randint(256, (frames, 40, 100, 3), dtype=torch.uint8)
     pictures = [
-        m.patch_figure(model, clip, (1, 3), frames - 1),
-        m.time_figure(maps),
-        m.relevance_figure(model, clip, ["x", "$x^2$ <b>"]),
-        m.gate_figure(model),
+        map_figures.patch_figure(model, clip, (1, 3), frames - 1),
+        map_figures.time_figure(maps),
+        map_figures.relevance_figure(model, clip, ["x", "$x^2$ <b>"]),
+        map_figures.gate_figure(model),
     ]
     assert all(len(p._repr_png_()) > 1000 for p in pictures)
 
@@ -274,8 +277,8 @@ def test_any_number_of_frames(frames):
 def test_half_precision():
     model = with_words(adapter(tiny_clip()).bfloat16())
     frames = noise(model).bfloat16()
-    assert m.relevance(model, frames, ["a", "b"]).heat.isfinite().all()
-    assert m.rollout(model, frames).isfinite().all()
+    assert relevance.relevance(model, frames, ["a", "b"]).heat.isfinite().all()
+    assert relevance.rollout(model, frames).isfinite().all()
     assert m.spatial_maps(model, frames, 0).sum(-1).float().sub(1).abs().max() < 0.05
 
 
@@ -286,7 +289,16 @@ def test_gate_shares_of_one_gate_for_all_layers():
     torch.testing.assert_close(shares[0], (-100 * model.branch.gates[0].w_b).sigmoid().detach())
     with pytest.raises(ValueError, match="adds or concatenates"):
         m.gate_shares(adapter(tiny_clip(), combination="addition"))
-    assert m.rollout(adapter(tiny_clip(), combination="concatenation"), noise(model)).sum() > 0
+    assert (
+        relevance.rollout(adapter(tiny_clip(), combination="concatenation"), noise(model)).sum() > 0
+    )
+
+
+def test_the_share_of_a_gate_has_one_formula(monkeypatch):
+    model = adapter(tiny_clip())
+    monkeypatch.setattr(Gate, "share", lambda gate: torch.full_like(gate.w_b, 0.25))
+    assert (m.gate_shares(model) == 0.25).all()
+    assert relevance.branch_share(model.branch.gates[0]) == 0.25
 
 
 @pytest.mark.parametrize("size", [(16, 32), (32, 16), (16, 16)])
@@ -305,7 +317,7 @@ def test_the_part_shown_is_the_part_seen(size, shape):
 def test_figures_are_as_wide_as_asked(tmp_path):
     model = with_words(adapter(tiny_clip()))
     clip = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8)
-    picture = m.relevance_figure(model, clip, ["a caption of some length"])
+    picture = map_figures.relevance_figure(model, clip, ["a caption of some length"])
     picture.save(tmp_path / "a.png", width=3.3, dpi=200)
     assert abs(Image.open(tmp_path / "a.png").width - 660) <= 2
     picture.save(tmp_path / "a.svg", width=3.3)
@@ -322,10 +334,10 @@ def test_figures_are_as_wide_as_asked(tmp_path):
         lambda model, x: m.spatial_maps(model, x, 0, heads=[3]),
         lambda model, x: m.spatial_maps(model, x, 0, at=[3]),
         lambda model, x: m.spatial_maps(model, x, 0, queries=[5]),
-        lambda model, x: m.rollout(model, x, start=(3, 0)),
-        lambda model, x: m.rollout(model, x, start=(0, 4)),
-        lambda model, x: m.relevance(model, x, ["one for two"]),
-        lambda model, x: m.patch_figure(
+        lambda model, x: relevance.rollout(model, x, start=(3, 0)),
+        lambda model, x: relevance.rollout(model, x, start=(0, 4)),
+        lambda model, x: relevance.relevance(model, x, ["one for two"]),
+        lambda model, x: map_figures.patch_figure(
             model, torch.zeros(3, 16, 16, 3, dtype=torch.uint8), (2, 0), 0
         ),
         lambda model, x: m.temporal_maps(model, x[0]),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bt_adapter import moving_shapes as world
+from bt_adapter import shapes
 from bt_adapter.moving_shapes import MOTIONS, Scene, Thing
 from bt_adapter.video import read_clip, write_clip
 
@@ -64,6 +65,11 @@ def test_galleries_have_distinct_captions_and_all_motions():
         scenes = world.gallery(split)
         assert len({world.caption(s) for s in scenes}) == len(scenes) >= 400
         assert {s.things[0].motion for s in scenes} == set(MOTIONS)
+
+
+def test_what_is_drawn_is_found_in_the_world_too():
+    for name in ("SHAPES", "COLORS", "BACKGROUNDS"):
+        assert getattr(world, name) is getattr(shapes, name), name
 
 
 @pytest.mark.parametrize("things", [1, 2])
