@@ -20,7 +20,6 @@ UNCUT_LESSONS = {
     "32_recognition",
     "36_ablations",
     "40_attention_maps",
-    "42_explorer",
 }
 ENGINE = ["files", "ledger", "metrics", "pretrain", "retrieval", "runs", "store", "trainer"]
 WORLD = {"bt_adapter.moving_shapes", "bt_adapter.small_clip", "bt_adapter.scenes", "matplotlib"}
