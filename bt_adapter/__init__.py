@@ -29,7 +29,8 @@ retrieval           which caption belongs to which clip, in any data set
 scenes              the Moving Shapes half of both: batches, scores on a gallery
 ledger              results as dated rows of a CSV file
 recognition         names for what happens, and both on any data set
-strategies          nine ways to make a video encoder of CLIP
+in_place            what strategies that change CLIP's last layers have in common
+strategies, costs   nine ways to make a video encoder of CLIP, and what each costs
 ablations           the paper's tables and figures on a small scale
 maps, explorer      where and when the branch looks
 relevance           what in a clip makes it match a sentence

@@ -17,9 +17,7 @@ UNCUT_LESSONS = {
     "14_temporal_attention",
     "18_branch",
     "32_recognition",
-    "34_strategies",
     "36_ablations",
-    "42_explorer",
 }
 ENGINE = ["files", "ledger", "metrics", "pretrain", "retrieval", "runs", "store", "trainer"]
 WORLD = {"bt_adapter.moving_shapes", "bt_adapter.small_clip", "bt_adapter.scenes", "matplotlib"}
@@ -65,6 +63,14 @@ def test_only_commands_print_and_know_typer():
     names = {m: ast.unparse(t) for m, t in libraries.items()}
     typer = [m for m, text in names.items() if re.search(r"^\s*(import|from) typer", text, re.M)]
     assert not typer, f"only cli/ imports typer: {typer}"
+
+
+def test_exceptions_tell_what_is_wrong_and_are_no_way_out():
+    defined = [(m, node) for m, t in TREES.items() for node in ast.walk(t)]
+    defined = [(m, node) for m, node in defined if isinstance(node, ast.ClassDef)]
+    bases = [(m, node.name, base) for m, node in defined for base in map(ast.unparse, node.bases)]
+    plain = [f"{m}.{name}" for m, name, base in bases if base in ("Exception", "BaseException")]
+    assert not plain, f"an error of the package is a ValueError or the like: {plain}"
 
 
 def test_the_engine_loads_neither_the_rendered_world_nor_matplotlib():

@@ -246,8 +246,8 @@ def test_chunks_are_as_large_as_they_may_be():
 @pytest.mark.parametrize("make", [tiny_clip, tiny_eva])
 @pytest.mark.parametrize("mapped", [1, 6_000, 20_000])
 def test_chunks_change_nothing(make, mapped, monkeypatch):
+    from bt_adapter.in_place import entry_of
     from bt_adapter.released.differences import input_of
-    from bt_adapter.strategies import entry_of
 
     clip = make().double()  # in which rounding is far below what is asked
     frames = random_frames(clip, 3, 5)

@@ -273,6 +273,7 @@ deaf.button._click_handlers.callbacks.clear()
 deaf.widget()
 ''', '''
 from IPython.display import HTML
+from bt_adapter.explorer import log_html
 HTML(log_html([("you", attack)]))
 '''  # fmt: skip
 

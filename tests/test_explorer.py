@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from io import BytesIO
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from test_maps import adapter, with_words
+from tidy import ROOT
 from tiny import tiny_clip
 
 from bt_adapter import explorer as x
@@ -215,7 +217,7 @@ def test_an_answer_grows_while_it_comes():
         def stream(self, question):
             for piece in ("one ", "two ", "three"):
                 logs.append(panel.log.value)
-                x.time.sleep(0.06)
+                time.sleep(0.06)
                 yield piece
 
     panel = x.ChatPanel(Slow())
@@ -255,6 +257,6 @@ def test_the_clip_is_in_the_panel():
 
 def test_importing_the_explorer_needs_no_widgets():
     code = "import sys, bt_adapter.explorer; print({'ipywidgets', 'anywidget'} & set(sys.modules))"
-    env = {"PYTHONPATH": str(x.Path(x.bt_adapter.__file__).parents[1]), "PATH": ""}
+    env = {"PYTHONPATH": str(ROOT), "PATH": ""}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert out.stdout.strip() == "set()", out.stderr

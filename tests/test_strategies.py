@@ -6,6 +6,8 @@ from tiny import shake, tiny_clip, tiny_eva
 from torch import nn
 
 from bt_adapter.branch import BranchConfig, BTAdapter
+from bt_adapter.costs import flops, strategy_costs
+from bt_adapter.in_place import entry_of
 from bt_adapter.strategies import (
     STAN,
     STRATEGIES,
@@ -16,9 +18,6 @@ from bt_adapter.strategies import (
     SeparateST,
     SpatioTemporalPooling,
     STAdapter,
-    entry_of,
-    flops,
-    strategy_costs,
 )
 
 FROM_CLIP = ["mean pooling", "ST pooling", "separate-ST", "separate-ST, frozen", "ST-Adapter"]
@@ -196,3 +195,24 @@ def test_only_the_branch_is_named_so():
         strategy = kind.make(tiny_clip(), 2)
         assert isinstance(strategy.branch, nn.Module)
         assert not any(p.requires_grad for p in strategy.clip.parameters())
+
+
+def test_an_entry_is_looked_up_without_running_or_touching_the_last_layers(clip):
+    frames, ran = video(clip), []
+    wanted, parts = clip.encode_video(frames), [*clip.modules()]
+    before = clip.layer_outputs(frames, 3)[0]  # with which the last two begin
+
+    def another(_module, _inputs):  # uses CLIP while an entry is being looked up
+        handle.remove()
+        ran.append(clip.encode_video(frames))
+
+    for block in clip.blocks[-2:]:
+        block.register_forward_hook(lambda module, _inputs, _output: ran.append(module))
+    clip.blocks[0].register_forward_hook(lambda *_: ran.append("first"))
+    entered = entry_of(clip, frames, 2)
+    assert torch.equal(entered, before) and ran == ["first"]
+    handle = clip.blocks[0].register_forward_pre_hook(another)
+    assert torch.equal(entry_of(clip, frames, 2), before)
+    assert torch.equal(ran[4], wanted) and ran[1:4] == ["first", *clip.blocks[-2:]]
+    assert all(a is b for a, b in zip(clip.modules(), parts, strict=True))
+    assert not entry_of(clip, frames, 5).requires_grad

@@ -1,6 +1,6 @@
 // Attention over time of one clip, under the mouse and the keyboard.
 // One ES module for both homes: `default.render` for a notebook (anywidget), `standalone` for a file.
-// `model` holds the data: see Explorer in nbs/42_explorer.ipynb. Text reaches the page by textContent only.
+// `model` holds the data: see Explorer in nbs/workshop/explorer/views.ipynb. Text reaches the page by textContent only.
 
 const ORANGE = "#e69f00";
 const STYLE = `
