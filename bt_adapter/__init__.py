@@ -13,6 +13,7 @@ backbone            a frozen CLIP that hands out the states of its layers
 pixels, plain_clip  what CLIP sees, and a light way to the shipped one
 masking             tubes: which patches the branch sees
 temporal_attention  one patch looks at itself through time
+traffic             what operations read and write, in bytes
 kernels             the same in Triton
 branch, pretrained  equations 1 to 5: BTAdapter, and how it is saved, loaded and published
 released            the authors' checkpoints

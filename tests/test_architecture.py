@@ -15,7 +15,6 @@ UNCUT_MODULES = set()
 UNCUT_LESSONS = {
     "02_moving_shapes",
     "10_backbone",
-    "14_temporal_attention",
     "18_branch",
     "32_recognition",
     "34_strategies",

@@ -26,7 +26,7 @@ from bt_adapter.branch import (
     gather_kept,
 )
 from bt_adapter.masking import tube_mask
-from bt_adapter.temporal_attention import operation_bytes
+from bt_adapter.traffic import operation_bytes
 
 T, L, D, H, K = 3, 4, 24, 3, 4
 
