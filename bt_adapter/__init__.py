@@ -9,7 +9,8 @@ The modules, in the order of a clip's way through them:
 
 video, files        a file becomes eight exact frames; files are written whole or not at all
 moving_shapes       rendered clips that only time tells apart
-backbone            a frozen CLIP that hands out the states of its layers
+backbone            a frozen CLIP that hands out the states of its layers, by name
+frozen_tower        what it is made of, and what may go in
 pixels, plain_clip  what CLIP sees, and a light way to the shipped one
 masking             tubes: which patches the branch sees
 temporal_attention  one patch looks at itself through time
