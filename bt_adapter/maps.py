@@ -22,7 +22,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from .backbone import record_outputs
-from .branch import BTAdapter, Gate, SpatialLayer, VideoFeatures, block_parts
+from .branch import BTAdapter, Gate, SpatialLayer, VideoFeatures
+from .branch_layers import block_parts
 from .figures import Picture, array, contact_sheet, write_values
 
 # %% ../nbs/40_attention_maps.ipynb #3ce689ed

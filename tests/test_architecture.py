@@ -14,7 +14,6 @@ LONGEST, MOST_CELLS, MOST_OF_A_LESSON = 600, 110, 140
 UNCUT_MODULES = set()
 UNCUT_LESSONS = {
     "02_moving_shapes",
-    "18_branch",
     "32_recognition",
     "34_strategies",
     "36_ablations",

@@ -34,7 +34,8 @@ from temporal_attention import processor
 from bt_adapter import frozen_tower, video
 from bt_adapter import moving_shapes as world
 from bt_adapter.backbone import load_clip
-from bt_adapter.branch import BTAdapter, weight_product
+from bt_adapter.branch import BTAdapter
+from bt_adapter.folding import weight_product
 from bt_adapter.ledger import append_csv, check_csv
 from bt_adapter.precision import fast_dtype
 
