@@ -10,12 +10,17 @@ The modules, in the order of a clip's way through them:
 video, files        a file becomes eight exact frames; files are written whole or not at all
 shapes              shapes, colours and backgrounds, drawn without jagged edges
 moving_shapes       rendered clips that only time tells apart
-backbone            a frozen CLIP that hands out the states of its layers
+backbone            a frozen CLIP that hands out the states of its layers, by name
+frozen_tower        what it is made of, and what may go in
 pixels, plain_clip  what CLIP sees, and a light way to the shipped one
 masking             tubes: which patches the branch sees
 temporal_attention  one patch looks at itself through time
+traffic             what operations read and write, in bytes
 kernels             the same in Triton
+branch_layers       equations 1, 2 and 4: its layers in time and space, and the gate
+branch_config       what distinguishes one branch from another
 branch, pretrained  equations 1 to 5: BTAdapter, and how it is saved, loaded and published
+folding             two matrices of weights as one
 released            the authors' checkpoints
 losses              equations 6 to 8
 datasets            captions in ten formats, shards, loaders

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .backbone import record_outputs
-from .branch import BTAdapter, SpatialLayer, block_parts
+from .branch import BTAdapter, SpatialLayer
+from .branch_layers import block_parts
 
 # %% ../nbs/40_attention_maps.ipynb #3ce689ed
 def seen_part(

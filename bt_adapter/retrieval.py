@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from . import ledger
-from .backbone import FrozenCLIP, fingerprint
+from .backbone import FrozenCLIP
 from .branch import BTAdapter
 from .datasets import (
     ClipDataset,
@@ -41,6 +41,7 @@ from .datasets import (
     tokenize,
 )
 from .files import write_whole
+from .frozen_tower import fingerprint
 from .metrics import nearest, rank_figures, ranks_in_pieces
 from .progress import progress
 from .released import load_released, read_file

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import TEXT, VISION, Tower, shake, tiny_clip, tiny_eva
 
-from bt_adapter import backbone, hub
-from bt_adapter.backbone import FrozenCLIP, frames_at_once, load_clip, samples_folder
+from bt_adapter import backbone, frozen_tower, hub
+from bt_adapter.backbone import FrozenCLIP, load_clip, samples_folder
+from bt_adapter.frozen_tower import frames_at_once
 from bt_adapter.released import load_released
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -213,8 +214,8 @@ def test_its_methods_are_in_its_source():
 
 
 def test_a_fingerprint_is_taken_only_when_it_is_asked_for(monkeypatch):
-    taken, take = [], backbone.fingerprint
-    monkeypatch.setattr(backbone, "fingerprint", lambda v: taken.append(1) or take(v))
+    taken, take = [], frozen_tower.fingerprint
+    monkeypatch.setattr(frozen_tower, "fingerprint", lambda v: taken.append(1) or take(v))
     clip = load_clip("moving-shapes")
     clip.to("cpu")
     assert not taken
@@ -257,7 +258,7 @@ def test_chunks_change_nothing(make, mapped, monkeypatch):
         return [*clip.layer_outputs(frames, 3), *entry, clip.encode_video(frames)]
 
     whole, runs = all_of(), []
-    monkeypatch.setattr(backbone, "MAPPED", mapped)
+    monkeypatch.setattr(frozen_tower, "MAPPED", mapped)
     clip.model.visual.register_forward_pre_hook(lambda _m, args: runs.append(len(args[0])))
     for ours, wanted in zip(all_of(), whole, strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-6)

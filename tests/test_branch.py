@@ -22,11 +22,11 @@ from bt_adapter.branch import (
     Gate,
     SpatialLayer,
     TemporalLayer,
-    copy_of_block,
     gather_kept,
 )
+from bt_adapter.branch_layers import copy_of_block
 from bt_adapter.masking import tube_mask
-from bt_adapter.temporal_attention import operation_bytes
+from bt_adapter.traffic import operation_bytes
 
 T, L, D, H, K = 3, 4, 24, 3, 4
 
@@ -864,9 +864,21 @@ def test_the_backend_of_a_layer_decides_on_a_gpu_too():
         layer(torch.zeros(1, T, L, D))
 
 
+def test_the_model_and_its_settings_come_from_one_module():
+    branch, layers, settings = (
+        import_module(f"bt_adapter.{name}") for name in ("branch", "branch_layers", "branch_config")
+    )
+    for home, names in (
+        (layers, ["Gate", "SpatialLayer", "TemporalLayer"]),
+        (settings, ["BranchConfig", "COMBINATIONS", "CONVENTIONS", "Convention"]),
+    ):
+        assert all(getattr(branch, name) is getattr(home, name) for name in names)
+        assert {*names} <= {*branch.__all__}
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_weights_are_folded_in_fp32_where_bf16_is_emulated(autocast, monkeypatch):
-    from bt_adapter import branch
+    from bt_adapter import folding
 
     module, seen = import_module("bt_adapter.temporal_attention"), []
     kind = torch.float32 if autocast else torch.bfloat16
@@ -882,7 +894,7 @@ def test_weights_are_folded_in_fp32_where_bf16_is_emulated(autocast, monkeypatch
     for fast in (torch.bfloat16, torch.float32):
         monkeypatch.setattr(module, "fast_dtype", lambda fast=fast: fast)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Products():
-            results.append(branch.weight_product(a, b))
+            results.append(folding.weight_product(a, b))
     assert seen == [torch.bfloat16, torch.float32]
     assert results[1].dtype == kind
     exact = a.double() @ b.double()

@@ -11,10 +11,10 @@ import torch
 from bt_adapter.temporal_attention import (
     BACKENDS,
     choose_backend,
-    operation_bytes,
     reference_attention,
     temporal_attention,
 )
+from bt_adapter.traffic import operation_bytes
 
 SHAPES = [(1, t, 3, 3, 2, 64) for t in (1, 3, 5, 8, 12, 16, 33, 64, 100)]
 # "triton" is in test_kernels.py, where its interpreter is mended.

@@ -15,7 +15,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ..backbone import check_clip, check_frames, record_outputs
+from ..backbone import record_outputs
+from ..frozen_tower import check_clip, check_frames
 from ..pixels import fit, normalize
 
 # %% ../../nbs/workshop/chat/tower.ipynb #e5e4ffce

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..backbone import FrozenCLIP, check_weights, tower_parts
+from ..backbone import FrozenCLIP, check_weights
 from ..branch import Branch, BranchConfig, BTAdapter
 from ..files import replacing
+from ..frozen_tower import tower_parts
 from .layout import (
     Layout,
     branch_rules,

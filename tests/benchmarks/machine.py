@@ -31,10 +31,11 @@ from chat import chat_model, one_round
 from loader import draw_clip
 from temporal_attention import processor
 
-from bt_adapter import backbone, video
+from bt_adapter import frozen_tower, video
 from bt_adapter import moving_shapes as world
 from bt_adapter.backbone import load_clip
-from bt_adapter.branch import BTAdapter, weight_product
+from bt_adapter.branch import BTAdapter
+from bt_adapter.folding import weight_product
 from bt_adapter.ledger import append_csv, check_csv
 from bt_adapter.precision import fast_dtype
 
@@ -83,10 +84,10 @@ def chunks():
     clip, frames = load_clip("ViT-B-16", pretrained="random"), torch.rand(1, 64, 3, 224, 224)
 
     def at_once(limit):
-        with mock.patch.object(backbone, "MAPPED", limit), torch.no_grad():
+        with mock.patch.object(frozen_tower, "MAPPED", limit), torch.no_grad():
             clip.encode_video(frames)
 
-    yield "chunks", {"16": partial(at_once, backbone.MAPPED), "64": partial(at_once, 2**62)}
+    yield "chunks", {"16": partial(at_once, frozen_tower.MAPPED), "64": partial(at_once, 2**62)}
 
 
 def decoding():
