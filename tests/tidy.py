@@ -136,9 +136,9 @@ def render_readme():
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"(\]\(|src=\")([^)\s\"]+)", from_root, cell.source)
     figures = Path("nbs/index_files")
-    shutil.rmtree(figures, ignore_errors=True)
     names = {"unique_key": "figure", "output_files_dir": str(figures)}
     text, resources = MarkdownExporter().from_notebook_node(index, resources=names)
+    shutil.rmtree(figures, ignore_errors=True)
     for name, data in resources["outputs"].items():
         figures.mkdir(exist_ok=True)
         Path(name).write_bytes(data)
