@@ -29,7 +29,7 @@ scenes              the Moving Shapes half of both: batches, scores on a gallery
 ledger              results as dated rows of a CSV file
 recognition         names for what happens, and both on any data set
 strategies          nine ways to make a video encoder of CLIP
-ablations           the paper's tables and figures on a small scale
+ablations, verdicts the paper's tables on a small scale, and whether two rows differ
 maps, explorer      where and when the branch looks
 chat                an image chat model with the branch plugged in
 instruct            tuning it on questions about clips

@@ -16,25 +16,17 @@ from bt_adapter import ablations
 from bt_adapter.ablations import (
     ABLATION_COLUMNS,
     FULL_STUDY,
-    MEASURES,
     PAPER_MEASURES,
     QUICK_STUDY,
     ROWS,
     ReleasedOrder,
     Row,
     States,
-    agreement,
     build,
-    difference,
-    disagreements,
-    dot_plot,
     embed_states,
-    measured,
     missing_rows,
-    orders,
     settings_of,
     study_rows,
-    table_summary,
 )
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig
@@ -45,6 +37,16 @@ from bt_adapter.moving_shapes import gallery, render
 from bt_adapter.released import as_released
 from bt_adapter.scenes import FIGURES
 from bt_adapter.strategies import Branching
+from bt_adapter.verdicts import (
+    MEASURES,
+    agreement,
+    difference,
+    disagreements,
+    dot_plot,
+    measured,
+    orders,
+    table_summary,
+)
 
 TINY = replace(QUICK_STUDY, steps=2, objects=2)
 BY_NAME = {(row.table, row.name): row for row in ROWS}

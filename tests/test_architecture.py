@@ -19,7 +19,6 @@ UNCUT_LESSONS = {
     "18_branch",
     "32_recognition",
     "34_strategies",
-    "36_ablations",
     "40_attention_maps",
     "42_explorer",
 }

@@ -89,7 +89,7 @@ LATE |= {
 }
 LATE |= {"sympy"}  # torch's compiler, which takes as long to import as torch
 PICTURES = {"matplotlib", "PIL"}
-DRAWS = {"figures", "maps", "explorer", "gallery", "demo", "ablations", "benchmark", "instruct"}
+DRAWS = {"figures", "maps", "explorer", "gallery", "demo", "verdicts", "benchmark", "instruct"}
 WITHOUT_TORCH = {"benchmark", "evaluation", "progress"}
 WITHOUT_TORCH |= {module for module in MODULES if module.startswith("cli.")}
 WHAT_LOADS = """

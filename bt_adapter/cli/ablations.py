@@ -42,6 +42,7 @@ def ablations(
     check_study(tables, seeds, out)
     with loading("training and testing the rows of the study"):
         from .. import ablations as library
+        from .. import verdicts
         from ..backbone import load_clip
         from ..ledger import check_csv, read_csv
     check_csv(out, library.ABLATION_COLUMNS)
@@ -52,8 +53,8 @@ def ablations(
             print(f"seed {seed}: {row.table}, {row.name}", file=sys.stderr, flush=True)
     same = library.settings_of(model, config, clips).items() - {("seed", str(config.seed))}
     lines = [line for line in read_csv(out) if same <= line.items()]
-    told = {name: library.table_summary(lines, name) for name in options.STUDIES}
-    told |= {"order": library.agreement(lines)}
+    told = {name: verdicts.table_summary(lines, name) for name in options.STUDIES}
+    told |= {"order": verdicts.agreement(lines)}
     show({name: rows for name, rows in told.items() if rows})
 
 
