@@ -17,7 +17,6 @@ UNCUT_LESSONS = {
     "10_backbone",
     "14_temporal_attention",
     "18_branch",
-    "32_recognition",
     "34_strategies",
     "40_attention_maps",
     "42_explorer",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny_runs import problems
 
-from bt_adapter import metrics, recognition, retrieval
+from bt_adapter import metrics, recognition, retrieval, zero_shot
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.cli.evaluate import main
@@ -275,7 +275,7 @@ def test_classes_whose_clips_are_left_out_are_classes(table, adapter, monkeypatc
     (table / "1.mp4").unlink()
     names, judge = [], recognition.judge_recognition
     monkeypatch.setattr(
-        recognition,
+        zero_shot,
         "judge_recognition",
         lambda *a, classes, **how: names.append(classes) or judge(*a, classes=classes, **how),
     )
@@ -462,7 +462,7 @@ def test_mistakes_are_one_sentence_before_anything_is_encoded(
         file.writelines(f"{line}\n" for line in lines[1:])
     if arguments[1:] == ["twice.csv"]:
         double = [SimpleNamespace(id="x", captions=("a",), data=b"", path="x")] * 2
-        monkeypatch.setattr("bt_adapter.recognition.read_examples", lambda *a: double)
+        monkeypatch.setattr("bt_adapter.zero_shot.read_examples", lambda *a: double)
     refused(monkeypatch, capsys, message, adapter, *arguments)
 
 

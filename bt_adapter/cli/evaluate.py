@@ -72,9 +72,9 @@ def tell_results(asked: Evaluation, as_json: bool):
     "Do what is asked for, and show it."
     check_files(asked)
     with loading(None if as_json else "evaluating"):
-        from .. import recognition, retrieval
-    rows, models = recognition.evaluate(asked)
-    tables = {"percent": rows} if as_json else recognition.printed(rows)
+        from .. import retrieval, zero_shot
+    rows, models = zero_shot.evaluate(asked)
+    tables = {"percent": rows} if as_json else zero_shot.printed(rows)
     show(tables | {"evaluated": retrieval.evaluated(models)}, as_json)
 
 
