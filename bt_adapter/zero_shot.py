@@ -61,7 +61,7 @@ def evaluate_gallery(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; mod
     split = asked.split or "test"
     if asked.csv:
         ledger.check_csv(asked.csv, COLUMNS)
-    scenes, models = gallery(split, asked.clips), load_asked(asked)
+    scenes, models = gallery(split, asked.limit), load_asked(asked)
     rows = compare(models, scenes)
     if asked.csv:
         ledger.append_csv(
@@ -90,12 +90,12 @@ def read_asked(asked: Evaluation):
     "The clips of an annotation or of shards, checked, how many there should be, and all listed."
     shards = asked.data.is_dir() and (asked.format == "table" or (asked.data / INDEX).is_file())
     if not shards:
-        every = read_examples(asked.data, asked.format, asked.videos, asked.split)
-        listed = every[: asked.clips]
+        every = read_examples(asked.data, asked.format, asked.clips, asked.split)
+        listed = every[: asked.limit]
         return retrieval.check_examples(listed, asked.skip), len(listed), every
-    if asked.videos or asked.split:
-        raise ValueError(f"{asked.data} holds its own clips: leave --videos and --split out")
-    source = retrieval.ShardClips(Shards(asked.data), asked.clips, asked.skip)
+    if asked.clips or asked.split:
+        raise ValueError(f"{asked.data} holds its own clips: leave --clips and --split out")
+    source = retrieval.ShardClips(Shards(asked.data), asked.limit, asked.skip)
     retrieval.check_examples([*source])
     return source, len(source.listed), source
 
