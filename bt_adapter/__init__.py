@@ -33,19 +33,21 @@ metrics             ranks and recall
 retrieval           which caption belongs to which clip, in any data set
 scenes              the Moving Shapes half of both: batches, scores on a gallery
 ledger              results as dated rows of a CSV file
-recognition         names for what happens, and both on any data set
+recognition         names for what happens
 in_place            what strategies that change CLIP's last layers have in common
 strategies, costs   nine ways to make a video encoder of CLIP, and what each costs
-ablations           the paper's tables and figures on a small scale
-maps, explorer      where and when the branch looks
+ablations, verdicts the paper's tables on a small scale, and whether two rows differ
+maps                where and when the branch looks
 relevance           what in a clip makes it match a sentence
 map_figures         pictures of both
+explorer            the same under the mouse
 chat                an image chat model with the branch plugged in
 instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges
 figures             clips, matrices, curves and bars as pictures
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
+zero_shot           and what it finds: retrieval and recognition on Moving Shapes and on any data set
 progress            a bar while something long runs in a terminal
 hub                 asking the model hub only where it can be found
 cli                 the commands, a module each

@@ -27,9 +27,9 @@ def check_given_file(path: Path | None):
 
 # %% ../nbs/workshop/evaluation.ipynb #a403afae
 SETTINGS = ("paper", "released")
-OF_DATA = ("videos", "frames", "tokens", "classes", "prompt", "queries", "faiss", "keep", "skip")
+OF_DATA = ("clips", "frames", "tokens", "classes", "prompt", "queries", "faiss", "keep", "skip")
 OF_DATA += ("workers",)
-LEAST = dict(clips=1, frames=1, tokens=3, batch=1, workers=0)
+LEAST = dict(limit=1, frames=1, tokens=3, batch=1, workers=0)
 
 # %% ../nbs/workshop/evaluation.ipynb #d8df787a
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class Evaluation:
     activation: str | None = None  # "gelu" or "quickgelu", where name and weights do not say
     data: Path | None = None  # annotations or shards; None: Moving Shapes
     format: str = "table"  # of the annotations
-    videos: Path | None = None  # folder of the clips; None: that of the annotations
+    clips: Path | None = None  # their folder; None: that of the annotations
     split: str | None = None
-    clips: int | None = None  # how many, from the first; None: all
+    limit: int | None = None  # how many clips, from the first; None: all
     settings: str = "paper"  # frames, tokens and crop, or "released"
     frames: int | None = None  # of each clip; None: as in the settings
     tokens: int | None = None  # longest caption; None: as in the settings
@@ -73,6 +73,10 @@ class Evaluation:
         if named and not self.pretrained:
             raise ValueError(
                 f"{self.clip} without --pretrained has random weights: give a tag or a folder"
+            )
+        if str(self.clips).isdecimal() and not Path(str(self.clips)).is_dir():
+            raise ValueError(
+                f"--clips is the folder of the clips; how many of them is --limit {self.clips}"
             )
         given = [f"--{name}" for name in OF_DATA if getattr(self, name)]
         given += ["--reader"] if self.reader != "pyav" else []

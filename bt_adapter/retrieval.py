@@ -268,7 +268,7 @@ def check_examples(
     if missing and (not skip or len(missing) == len(examples)):
         raise ValueError(
             f"{len(missing)} of {len(examples)} captions have no clip, the first expects "
-            f"{missing[0].path}: name their folder with --videos, or leave them out with --skip"
+            f"{missing[0].path}: name their folder with --clips, or leave them out with --skip"
         )
     gone = {example.id for example in missing}
     return [example for example in examples if example.id not in gone]

@@ -16,25 +16,17 @@ from bt_adapter import ablations
 from bt_adapter.ablations import (
     ABLATION_COLUMNS,
     FULL_STUDY,
-    MEASURES,
     PAPER_MEASURES,
     QUICK_STUDY,
     ROWS,
     ReleasedOrder,
     Row,
     States,
-    agreement,
     build,
-    difference,
-    disagreements,
-    dot_plot,
     embed_states,
-    measured,
     missing_rows,
-    orders,
     settings_of,
     study_rows,
-    table_summary,
 )
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig
@@ -45,6 +37,16 @@ from bt_adapter.moving_shapes import gallery, render
 from bt_adapter.released import as_released
 from bt_adapter.scenes import FIGURES
 from bt_adapter.strategies import Branching
+from bt_adapter.verdicts import (
+    MEASURES,
+    agreement,
+    difference,
+    disagreements,
+    dot_plot,
+    measured,
+    orders,
+    table_summary,
+)
 
 TINY = replace(QUICK_STUDY, steps=2, objects=2)
 BY_NAME = {(row.table, row.name): row for row in ROWS}
@@ -287,7 +289,7 @@ def command(monkeypatch, *arguments):
     [
         (["--table", "Table 2"], "no table is called 'Table 2': choose from Table 1"),
         (["--seeds", "0"], "one seed or more, not 0"),
-        (["--out", "gone/x.csv"], "name a file in an existing folder"),
+        (["--csv", "gone/x.csv"], "name a file in an existing folder"),
         (["--clip", "nothing"], "No CLIP is called 'nothing'"),
     ],
 )
@@ -305,7 +307,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(ablations, "QUICK_STUDY", replace(TINY, steps=1))
     out = tmp_path / "x.csv"
     for seeds in (1, 2):
-        arguments = ["--quick", "--table", "frame order", "--out", out, "--seeds", seeds]
+        arguments = ["--quick", "--table", "frame order", "--csv", out, "--seeds", seeds]
         assert command(monkeypatch, *arguments) == 0
         printed = capsys.readouterr()
         assert len(read_csv(out)) == 2 * seeds
@@ -319,7 +321,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
 def test_the_whole_quick_study(monkeypatch, capsys, tmp_path):
     """Every row is trained and tested by the command as it is."""
     out = tmp_path / "quick.csv"
-    assert command(monkeypatch, "--quick", "--out", out) == 0
+    assert command(monkeypatch, "--quick", "--csv", out) == 0
     printed, lines = capsys.readouterr(), read_csv(out)
     assert len(lines) == len(ROWS)
     assert {(row["table"], row["row"]) for row in lines} == {*BY_NAME}

@@ -10,12 +10,6 @@ from test_packaging import PACKAGE, python
 from tidy import directives
 
 LONGEST, MOST_CELLS, MOST_OF_A_LESSON = 600, 110, 140
-# Still to be cut: to be emptied as each of these becomes a package.
-UNCUT_MODULES = set()
-UNCUT_LESSONS = {
-    "32_recognition",
-    "36_ablations",
-}
 ENGINE = ["files", "ledger", "metrics", "pretrain", "retrieval", "runs", "store", "trainer"]
 WORLD = {"bt_adapter.moving_shapes", "bt_adapter.small_clip", "bt_adapter.scenes", "matplotlib"}
 # The one import inside a function that closes a circle: old names of Moving Shapes.
@@ -53,7 +47,7 @@ def called(tree):
 
 
 def test_only_commands_print_and_know_typer():
-    libraries = {m: t for m, t in TREES.items() if m.split(".")[0] not in {"cli", *UNCUT_MODULES}}
+    libraries = {m: t for m, t in TREES.items() if m.split(".")[0] != "cli"}
     printing = [module for module, tree in libraries.items() if "print" in called(tree)]
     assert not printing, f"a library tells its caller, a command prints: {printing}"
     libraries = {m: t for m, t in TREES.items() if m.split(".")[0] != "cli"}
@@ -81,7 +75,7 @@ def test_no_module_is_too_long():
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         lines = path.read_text(encoding="utf-8").count("\n")
-        if module not in {"_modidx", *UNCUT_MODULES}:
+        if module != "_modidx":
             assert lines <= LONGEST, f"{module} has {lines} lines: cut it, {LONGEST} are allowed"
 
 
@@ -96,8 +90,7 @@ def test_a_lesson_exports_what_it_teaches():
     for path in LESSONS:
         exported = [cell for cell in cells(path, "code") if "export" in directives(cell)]
         lines = sum(len(code_lines(cell)) for cell in exported)
-        if path.stem not in UNCUT_LESSONS:
-            assert lines <= MOST_OF_A_LESSON, f"{path.stem} exports {lines} lines"
+        assert lines <= MOST_OF_A_LESSON, f"{path.stem} exports {lines} lines"
         assert bool(exported) == bool(module_names(path)), path.stem
 
 

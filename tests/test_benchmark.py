@@ -466,7 +466,7 @@ def test_the_command(tmp_path, monkeypatch):
     done = CliRunner().invoke(judge.app, [str(path), "--json"])
     assert json.loads(done.stdout)["verdict"][0]["accuracy"] == 50.0
     with Server(good) as server:
-        options = ["--model", "stub", "--base-url", server.url, "--replies", str(tmp_path / "r")]
+        options = ["--judge", "stub", "--base-url", server.url, "--replies", str(tmp_path / "r")]
         done = CliRunner().invoke(judge.app, [str(path), "--json", *options])
     assert json.loads(done.stdout)["verdict"][0]["version"] == "stub-2026-01"
     monkeypatch.setattr(sys, "argv", ["bta-judge", str(tmp_path / "none.json")])

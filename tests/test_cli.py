@@ -1,7 +1,9 @@
 """The commands: what they load, how they start and how they end."""
 
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tidy import ROOT
+from tidy import NOTEBOOKS, ROOT
 
 CLIP = ROOT / "data_samples/clips/right.mp4"
+TEXT = {".md", ".json", ".csv"}
 COMMANDS = ("demo", "pretrain", "evaluate", "ablations", "chat", "judge", "gallery")
 
 # One process a command line, forked from one that has loaded the commands and nothing else.
@@ -45,7 +48,7 @@ print(json.dumps(found))
 
 WRONG = {
     "demo nowhere.mp4": "there is no such file",
-    "demo --model nowhere": "no adapter folder",
+    "demo --adapter nowhere": "no adapter folder",
     "demo --picture x.mp4": "must end in .png",
     "demo --captions nowhere.txt": "nowhere.txt",
     "demo --write-samples file": "file is a file",
@@ -73,7 +76,7 @@ WRONG = {
     "evaluate --heads 3": "belong to --released",
     "evaluate --activation gelu": "--activation belongs to --clip",
     "pretrain --activation relu": "activation must be gelu or quickgelu",
-    "evaluate --clips 0": "--clips must be 1 or more",
+    "evaluate --limit 0": "--limit must be 1 or more",
     "pretrain --preset huge": "use quick or full or paper or released",
     "pretrain --steps 0": "steps must be 1 or more",
     "pretrain --out file": "file is a file",
@@ -83,12 +86,40 @@ WRONG = {
     "pretrain shards nowhere.csv out": "There is no annotation nowhere.csv",
     "pretrain clip --steps 0": "steps must be 1 or more",
     "pretrain instruct --adapter nowhere": "no adapter folder",
-    "pretrain tune --model x --data y --adapter nowhere": "no adapter folder",
+    "pretrain tune --model x --dialogues y --adapter nowhere": "no adapter folder",
     "ablations --seeds 0": "one seed or more",
     "ablations --table 2": "choose from Table 1",
-    "ablations --out gone/x.csv": "name a file in an existing folder",
+    "ablations --csv gone/x.csv": "name a file in an existing folder",
     "judge nowhere.json": "cannot be read as JSON",
     "gallery nowhere": "no chat model",
+    # an option in the wrong place
+    "pretrain --model x": "no option --model: it belongs to bta-chat and bta-pretrain tune",
+    "pretrain --model=x tune": "it belongs to bta-chat and bta-pretrain tune",
+    "pretrain tune --epochs 2": "bta-pretrain tune has no option --epochs: it belongs",
+    "pretrain --epochs 2 tune": "bta-pretrain tune has no option --epochs: it belongs",
+    "pretrain --seed 2 clip": "--seed stands in front of clip: write bta-pretrain clip --seed",
+    "evaluate --epochs 2": "bta-evaluate has no option --epochs: it belongs to bta-pretrain",
+    "demo --no-gates": "bta-demo has no option --no-gates: it belongs to bta-evaluate",
+    "judge x.json --seed=1": "has no option --seed: it belongs to bta-pretrain, bta-pretrain clip",
+    "pretrain --workers 2": "--workers is of use with --data only",
+    "pretrain --views 2": "--views is of use with --data only",
+    "pretrain --validation-split x": "--validation-split is of use with --data only",
+    "pretrain --format webvid": "--format is of use with --data only",
+    # one that means something else than it did
+    "evaluate --clips 408": "--clips is the folder of the clips; how many of them is --limit 408",
+    "evaluate --clips file": "--clips belongs to --data",
+    "pretrain tune --model x --dialogues y --preset quick": "use paper or released",
+    "pretrain tune --model x --dialogues y --frames 0": "--frames must be 1 or more, not 0",
+    "pretrain instruct --scenes 3": "--scenes must be 54 or more, not 3",
+}
+FORMER = {  # a command line of the last edition -> the option's name in this one, and what is said
+    "demo --model nowhere": ("--adapter", "nowhere is no adapter folder"),
+    "evaluate --videos=file --data none.csv": ("--clips", "There is no annotation none.csv"),
+    "ablations --out gone/x.csv": ("--csv", "gone/x.csv is no place for a file"),
+    "judge none.json --model x": ("--judge", "none.json cannot be read as JSON"),
+    "judge none.json --workers 0": ("--parallel", "Invalid value for '--parallel'"),
+    "gallery nowhere --clips 3": ("--scenes", "nowhere is no chat model"),
+    "pretrain tune --model x --data y --adapter no": ("--dialogues", "no is no adapter folder"),
 }
 
 
@@ -96,7 +127,8 @@ def test_help_and_mistakes_load_nothing_heavy(tmp_path):
     (tmp_path / "file").write_text("")
     helps = [[name, ["--help"]] for name in COMMANDS]
     helps += [["pretrain", [sub, "--help"]] for sub in ("shards", "clip", "instruct", "tune")]
-    lines = helps + [[name, rest] for name, *rest in (line.split(" ") for line in WRONG)]
+    given = [line.split(" ") for line in (*WRONG, *FORMER)]
+    lines = helps + [[name, rest] for name, *rest in given]
     code = f"LINES = {lines!r}\n{WHAT_LOADS}"
     run = dict(cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
     done = subprocess.run([sys.executable, "-c", code], **run)
@@ -105,9 +137,158 @@ def test_help_and_mistakes_load_nothing_heavy(tmp_path):
         said = name, arguments, told
         assert not heavy, (*said, heavy)
         assert status == (0 if "--help" in arguments else 2), said
-    for message, (_, _, told) in zip(WRONG.values(), found[len(helps) :], strict=True):
+    wrong, former = found[len(helps) :][: len(WRONG)], found[len(helps) + len(WRONG) :]
+    for message, (_, _, told) in zip(WRONG.values(), wrong, strict=True):
+        assert message in told and "Traceback" not in told, (message, told)
+        assert told.startswith(("error: ", "Usage: ")), told
+    for (name, message), (_, _, told) in zip(FORMER.values(), former, strict=True):
+        assert told.startswith("note: --") and f" is called {name} now" in told, told
         assert message in told and "Traceback" not in told, (message, told)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def option_hints():
+    """(command line, option, click's option, the hint of its parameter) of all commands."""
+    from bt_adapter.cli.console import command_lines
+
+    for line, program in command_lines().items():
+        hints = inspect.signature(program.callback).parameters
+        for option in program.params:
+            if option.param_type_name == "option":
+                yield line, option.opts[0], option, hints[option.name].annotation
+
+
+def test_an_option_means_the_same_in_all_commands():
+    from bt_adapter.cli import options
+
+    known = {}
+    for line, name, option, hint in option_hints():
+        aliases = [alias for alias, value in vars(options).items() if value == hint]
+        assert len(aliases) == 1, f"{line} {name}: its hint is to be one of cli/options.py"
+        known.setdefault(name, {}).setdefault((*aliases, option.help), []).append(line)
+    two = {name: list(told.values()) for name, told in known.items() if len(told) > 1}
+    assert not two, f"these mean one thing here and another there: {two}"
+    assert len(known["--clips"].popitem()[1]) == 4  # pretrain, shards, tune, evaluate
+
+
+def test_all_commands_are_asked_where_an_option_belongs():
+    from configparser import ConfigParser
+
+    from bt_adapter.cli.console import command_lines
+
+    settings = ConfigParser()
+    settings.read(ROOT / "settings.ini")
+    scripts = settings["DEFAULT"]["console_scripts"].split("\n")
+    places = {line.split(" = ")[0]: line.split(" = ")[1] for line in filter(None, scripts)}
+    assert {line for line in command_lines() if " " not in line} == places.keys()
+    for name, place in places.items():
+        assert place == f"bt_adapter.cli.{name.removeprefix('bta-')}:main"
+
+
+def test_commands_that_are_written_down_can_be_given_so():
+    """In README, notebooks, cards and CSV files: with options that the command has today."""
+    from bt_adapter.cli.console import command_lines, spellings
+
+    lines = {line: spellings(program) for line, program in command_lines().items()}
+    samples = [path for path in (ROOT / "data_samples").rglob("*.*") if path.suffix in TEXT]
+    texts = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *samples]}
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        texts[path] = "\n".join(prose)
+    found = 0
+    for path, text in texts.items():
+        for words in map(str.split, re.findall(r"bta-[a-z]+ [^`\n|]*--[^`\n|]*", text)):
+            line = " ".join(words[:2]) if " ".join(words[:2]) in lines else words[0]
+            given = {option for word in words for option in re.findall(r"^--[a-z][a-z-]*", word)}
+            assert given <= lines[line], f"{path.name}: {line} has no {given - lines[line]}"
+            found += 1
+    assert found > 100
+
+
+def test_old_names_hide_no_option_of_this_edition():
+    from bt_adapter.cli.console import command_lines, spellings
+
+    for line, program in command_lines().items():
+        former = getattr(program, "former", {})
+        assert not former.keys() & spellings(program), line
+        assert {*former.values()} <= spellings(program), line
+
+
+def test_words_behind_two_dashes_are_no_options(capsys):
+    from bt_adapter.cli.console import in_new_words
+
+    assert in_new_words(["--a=--a", "b", "--", "--a"], {"--a": "--c"}) == [
+        "--c=--a",
+        "b",
+        "--",
+        "--a",
+    ]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+OF_A_RUN = "--steps 3 --store s --resume --save-every 3 --seed 3 --workers 3 --clips c"
+EVERY_OPTION = {
+    "pretrain": f"{OF_A_RUN} --out o --preset full --data file --format webvid --split test "
+    "--validation file --validation-split x --broken 0.3 --clip c --pretrained x --activation gelu "
+    "--epochs 3 --batch 3 --chunk 3 --precision bf16 --ema 0.3 --views 3 --reader decord",
+    "pretrain tune": f"{OF_A_RUN} --frames 3 --model m --dialogues file --out o --preset released "
+    "--adapter moving-shapes --template llava",
+    "evaluate": "moving-shapes --released file --no-gates --heads 3 --clip c --pretrained x "
+    "--activation gelu --data file --format webvid --clips c --split test --limit 3 --skip "
+    "--settings released --frames 3 --tokens 3 --classes file --prompt {} --ties released "
+    "--csv r.csv --queries q.csv --faiss --keep k --batch 3 --workers 3 --reader decord "
+    "--device cuda",
+}
+
+
+def test_every_option_reaches_the_work(tmp_path, monkeypatch):
+    """Each as it was given: none is dropped or exchanged on the way, and defaults are the same."""
+    from dataclasses import fields
+
+    from typer.testing import CliRunner
+
+    from bt_adapter import instruct, zero_shot
+    from bt_adapter.cli import evaluate, pretrain
+
+    found = {}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pretrain, "train_on_clips", lambda asked: found.update(pretrain=asked))
+    monkeypatch.setattr(zero_shot, "evaluate", lambda asked: found.update(evaluate=asked) or 1 / 0)
+    tune = lambda **given: found.update({"pretrain tune": pretrain.Tuning(**given)})  # noqa: E731
+    monkeypatch.setattr(instruct, "tune", tune)
+    programs = {"pretrain": pretrain.app, "pretrain tune": pretrain.app, "evaluate": evaluate.app}
+    for line, options in EVERY_OPTION.items():
+        run = CliRunner().invoke(programs[line], [*line.split()[1:], *options.split()])
+        assert line in found, run.output or run.exception
+        for field in fields(found[line]):
+            value, told = getattr(found[line], field.name), str(getattr(found[line], field.name))
+            if field.name != "adapter":
+                assert value != field.default, f"{line}: {field.name} does not arrive"
+            word = field.name.replace("_", "-")
+            word = "dialogues" if (line, word) == ("pretrain tune", "data") else word
+            if f"--{word} " in options and not isinstance(value, bool | list | tuple):
+                assert f"--{word} {told} " in f"{options} ", f"{line}: {field.name} is {told}"
+
+
+def test_defaults_are_those_of_the_values():
+    from dataclasses import MISSING, fields
+
+    from bt_adapter import instruct
+    from bt_adapter.cli import evaluate, pretrain
+    from bt_adapter.evaluation import Evaluation
+
+    names = {"format": "layout", "csv": "table"}
+    pairs = {pretrain.Pretraining: pretrain.adapter, Evaluation: evaluate.evaluate}
+    for kind, command in (pairs | {pretrain.Tuning: instruct.tune}).items():
+        known = inspect.signature(command).parameters
+        for field in fields(kind):
+            default = known[names.get(field.name, field.name)].default
+            default = MISSING if default is inspect.Parameter.empty else default
+            assert (default or None) == (field.default or None), (kind, field.name)
+    tune = inspect.signature(pretrain.tune).parameters
+    assert {f.name for f in fields(pretrain.Tuning)} == {*tune} - {"dialogues"} | {"data"}
 
 
 def test_names_are_those_of_the_modules():

@@ -799,21 +799,11 @@ def test_command_for_a_table_away_from_its_clips(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(command, "clip_for_device", lambda *_, **__: 1 / 0)
     (tmp_path / "captions.csv").write_text("path,caption\nfar/a.mp4,a thing\nb.mp4,another\n")
-    own = dict(pretrained=None, activation=None)
-    where = tmp_path / "captions.csv", "table", None, None
-    changes = dict.fromkeys(("steps", "batch", "chunk", "precision", "ema", "seed"))
+    asked = command.Pretraining(
+        out=tmp_path / "new", data=tmp_path / "captions.csv", preset="quick", resume=True
+    )
     with pytest.raises(ValueError, match=r"none of the 2 clips .*far/a\.mp4: .* --clips"):
-        command.train_on_clips(
-            tmp_path / "new",
-            "moving-shapes",
-            own,
-            where,
-            (None, "table", None, None),
-            "quick",
-            changes,
-            resume=True,
-            reader="pyav",
-        )
+        command.train_on_clips(asked)
     assert "new holds no run that was cut off" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny_runs import problems
 
-from bt_adapter import metrics, recognition, retrieval
+from bt_adapter import metrics, recognition, retrieval, zero_shot
 from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.cli.evaluate import main
@@ -194,7 +194,7 @@ def text_of(model, texts, tokens):
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_end_to_end(name, adapter, model, monkeypatch, capsys, tmp_path):
     arguments, clips, texts, frames, tokens = FORMATS[name](tmp_path)
-    options = ["--format", name.removesuffix("_json"), "--videos", tmp_path / "videos", "--json"]
+    options = ["--format", name.removesuffix("_json"), "--clips", tmp_path / "videos", "--json"]
     options += ["--csv", tmp_path / "rows.csv", "--queries", tmp_path / "queries.csv"]
     assert run(monkeypatch, adapter, *arguments, *options) == 0
     rows = json.loads(capsys.readouterr().out)["percent"]
@@ -275,11 +275,11 @@ def test_classes_whose_clips_are_left_out_are_classes(table, adapter, monkeypatc
     (table / "1.mp4").unlink()
     names, judge = [], recognition.judge_recognition
     monkeypatch.setattr(
-        recognition,
+        zero_shot,
         "judge_recognition",
         lambda *a, classes, **how: names.append(classes) or judge(*a, classes=classes, **how),
     )
-    for options in (["--skip"], ["--clips", "1"]):
+    for options in (["--skip"], ["--limit", "1"]):
         assert (
             run(monkeypatch, adapter, "--data", table / "table.csv", "--frames", 2, *options) == 0
         )
@@ -355,7 +355,7 @@ def test_shards_are_judged_as_what_they_were_made_of(name, table, adapter, monke
     stored = percent(monkeypatch, capsys, adapter, "--data", table / "shards", *options)
     for ours, others in zip(stored, plain, strict=True):
         assert ours == pytest.approx(others)
-    few = percent(monkeypatch, capsys, adapter, "--data", table / "shards", *options, "--clips", 3)
+    few = percent(monkeypatch, capsys, adapter, "--data", table / "shards", *options, "--limit", 3)
     assert {(row["clips"], row["left out"]) for row in few} == {(3, 0)}
     kept = [adapter, "--data", table / "shards", *options, "--keep", table / "kept"]
     assert percent(monkeypatch, capsys, *kept) == stored == percent(monkeypatch, capsys, *kept)
@@ -370,7 +370,7 @@ def test_shards_that_were_cut_off_and_options_they_have_no_use_for(
     arguments = [adapter, "--data", table / "shards", "--frames", 2]
     with monkeypatch.context() as patch:
         refused(patch, capsys, "the shard was cut off", *arguments)
-        refused(patch, capsys, "leave --videos and --split out", *arguments, "--videos", table)
+        refused(patch, capsys, "leave --clips and --split out", *arguments, "--clips", table)
         refused(patch, capsys, "make shards with", adapter, "--data", table)
     rows = percent(monkeypatch, capsys, *arguments, "--skip")
     assert {(row["clips"], row["left out"]) for row in rows} == {(3, 1)}
@@ -429,7 +429,7 @@ def test_faiss_finds_the_same(table, adapter, monkeypatch, capsys):
         (["--data", "nowhere.csv"], "There is no annotation nowhere.csv"),
         (["--data", "plain.csv", "--format", "vatex"], "No format is called 'vatex'"),
         (["--data", "plain.csv", "--settings", "mine"], "--settings must be paper or released"),
-        (["--data", "plain.csv", "--videos", "gone"], "4 of 4 captions have no clip"),
+        (["--data", "plain.csv", "--clips", "gone"], "4 of 4 captions have no clip"),
         (["--data", "twice.csv"], "1 ids occur more than once, the first is x"),
         (["--data", "plain.csv", "--classes", "classes.txt"], "these have none"),
         (["--data", "plain.csv", "--ties", "kind"], "ties must be 'against' or 'released'"),
@@ -442,7 +442,7 @@ def test_faiss_finds_the_same(table, adapter, monkeypatch, capsys):
         (["--data", "plain.csv", "--device", "toaster"], "there is no device 'toaster'"),
         (["--data", "plain.csv", "--device", "meta"], "there is no device 'meta' that computes"),
         (["--data", "plain.csv", "--frames", "-1"], "--frames must be 1 or more, not -1"),
-        (["--data", "plain.csv", "--clips", "0"], "--clips must be 1 or more, not 0"),
+        (["--data", "plain.csv", "--limit", "0"], "--limit must be 1 or more, not 0"),
         (["--data", "plain.csv", "--tokens", "1"], "--tokens must be 3 or more, not 1"),
         (["--data", "plain.csv", "--queries", "plain.csv"], "would overwrite the file of --data"),
         (["--frames", "3"], "--frames belongs to --data"),
@@ -462,7 +462,7 @@ def test_mistakes_are_one_sentence_before_anything_is_encoded(
         file.writelines(f"{line}\n" for line in lines[1:])
     if arguments[1:] == ["twice.csv"]:
         double = [SimpleNamespace(id="x", captions=("a",), data=b"", path="x")] * 2
-        monkeypatch.setattr("bt_adapter.recognition.read_examples", lambda *a: double)
+        monkeypatch.setattr("bt_adapter.zero_shot.read_examples", lambda *a: double)
     refused(monkeypatch, capsys, message, adapter, *arguments)
 
 

@@ -344,7 +344,7 @@ def test_several_adapters_share_the_frozen_states(folders, monkeypatch, capsys, 
     )
     table = tmp_path / "scores.csv"
     names = [str(folders / name) for name in "abc"]
-    arguments = [*names, "--clips", 10, "--split", "validation", "--csv", table, "--json"]
+    arguments = [*names, "--limit", 10, "--split", "validation", "--csv", table, "--json"]
     assert evaluate(monkeypatch, *arguments) == 0
     assert len(runs) == 2  # two CLIPs, one chunk
     found = json.loads(capsys.readouterr().out)
@@ -380,7 +380,7 @@ def check_csv_file(path, rows, inputs):
 
 def test_rows_are_appended_and_tables_printed(folders, monkeypatch, capsys, tmp_path):
     for _ in range(2):
-        arguments = [folders / "a", "--clips", 4, "--csv", tmp_path / "x.csv"]
+        arguments = [folders / "a", "--limit", 4, "--csv", tmp_path / "x.csv"]
         assert evaluate(monkeypatch, *arguments) == 0
     lines = (tmp_path / "x.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 3 and sum(line.startswith("date,") for line in lines) == 1
@@ -414,7 +414,7 @@ def test_wrong_adapters_are_one_sentence(make, message, folders, monkeypatch, ca
     folder = folders / f"wrong {message}"
     folder.mkdir()
     make(folder)
-    arguments = [folders / "a", folder, "--clips", 4, "--csv", tmp_path / "x.csv"]
+    arguments = [folders / "a", folder, "--limit", 4, "--csv", tmp_path / "x.csv"]
     assert_refused(monkeypatch, capsys, message, *arguments)
     assert not (tmp_path / "x.csv").exists()
 
@@ -433,8 +433,8 @@ def assert_refused(monkeypatch, capsys, message, *arguments):
     ("arguments", "message"),
     [
         (["--split", "exam"], "no split is called 'exam'"),
-        (["--clips", "0"], "--clips must be 1 or more, not 0"),
-        (["--clips", "100000"], "100000 were asked for"),
+        (["--limit", "0"], "--limit must be 1 or more, not 0"),
+        (["--limit", "100000"], "100000 were asked for"),
         (["--csv", "nowhere/x.csv"], "name a file in an existing folder"),
         (["--csv", "."], "name a file in an existing folder"),
         (["--csv", "other.csv"], "has other columns"),
@@ -516,7 +516,7 @@ def released(tmp_path_factory):
 
 
 def released_rows(monkeypatch, capsys, *arguments):
-    arguments = ["--heads", 3, "--clips", 6, "--split", "validation", "--json", *arguments]
+    arguments = ["--heads", 3, "--limit", 6, "--split", "validation", "--json", *arguments]
     assert evaluate(monkeypatch, *arguments) == 0
     return json.loads(capsys.readouterr().out)
 

@@ -19,7 +19,7 @@ from ..evaluation import check_given_file
 app = command("The paper's ablations on Moving Shapes, as lines of a CSV file.")
 
 
-def check_study(tables: list[str] | None, seeds: int | None, out: Path):
+def check_study(tables: list[str] | None, seeds: int | None, file: Path):
     "Raises ValueError for a table that is none, for less than a seed, and for no place to write."
     unknown = set(tables or ()) - set(options.STUDIES)
     if unknown:
@@ -27,33 +27,34 @@ def check_study(tables: list[str] | None, seeds: int | None, out: Path):
         raise ValueError(f"no table is called {unknown.pop()!r}: choose from {known}")
     if seeds is not None and seeds < 1:
         raise ValueError(f"a study needs one seed or more, not {seeds}")
-    check_given_file(out)
+    check_given_file(file)
 
 # %% ../../nbs/workshop/cli/ablations.ipynb #1539e839
-@app.command()
+@app.command(former={"--out": "--csv"})
 def ablations(
-    out: options.StudyFile = Path("ablations.csv"),
+    file: options.Rows = Path("ablations.csv"),
     quick: options.Quick = False,
     seeds: options.Seeds = None,
     tables: options.Tables = None,
-    clip: options.ShapesClip = "moving-shapes",
+    clip: options.ClipName = "moving-shapes",
 ):
     "Train and test every row; lines that are there already are kept."
-    check_study(tables, seeds, out)
+    check_study(tables, seeds, file)
     with loading("training and testing the rows of the study"):
         from .. import ablations as library
+        from .. import verdicts
         from ..backbone import load_clip
         from ..ledger import check_csv, read_csv
-    check_csv(out, library.ABLATION_COLUMNS)
+    check_csv(file, library.ABLATION_COLUMNS)
     model, config = load_clip(clip), library.QUICK_STUDY if quick else library.FULL_STUDY
     clips, rows = 18 if quick else 408, [r for r in library.ROWS if not tables or r.table in tables]
     for seed in range(seeds or (1 if quick else 5)):
-        for row in library.study_rows(model, rows, out, replace(config, seed=seed), clips):
+        for row in library.study_rows(model, rows, file, replace(config, seed=seed), clips):
             print(f"seed {seed}: {row.table}, {row.name}", file=sys.stderr, flush=True)
     same = library.settings_of(model, config, clips).items() - {("seed", str(config.seed))}
-    lines = [line for line in read_csv(out) if same <= line.items()]
-    told = {name: library.table_summary(lines, name) for name in options.STUDIES}
-    told |= {"order": library.agreement(lines)}
+    lines = [line for line in read_csv(file) if same <= line.items()]
+    told = {name: verdicts.table_summary(lines, name) for name in options.STUDIES}
+    told |= {"order": verdicts.agreement(lines)}
     show({name: rows for name, rows in told.items() if rows})
 
 

@@ -82,6 +82,7 @@ def talk(
     options.check_one_clip(clip)
     options.check_reader_name(reader)
     check_model(model, video, template)
+    options.at_least(1, frames=frames)
     if ask and not all(question.strip() for question in ask):
         raise ValueError("A question is empty: give some words after --ask.")
     with loading("loading the chat model"):

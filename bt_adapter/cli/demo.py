@@ -84,20 +84,20 @@ app = command(
 STARTS = "looking at the clips with frozen CLIP and with BT-Adapter"
 
 
-def check_demo(clips: list[Path], model: str, picture: Path, reader: str):
+def check_demo(clips: list[Path], adapter: str, picture: Path, reader: str):
     "Raises ValueError for what is not there, or cannot be written."
     check_picture(picture)
     for path in clips:
         options.check_clip_path(path)
-    options.check_adapter(model)
+    options.check_adapter(adapter)
     options.check_reader_name(reader)
 
 # %% ../../nbs/workshop/cli/demo.ipynb #69f2bf94
-@app.command()
+@app.command(former={"--model": "--adapter"})
 def demo(
     clips: options.ClipPaths = None,
     captions: options.Captions = None,
-    model: options.AdapterPath = "moving-shapes",
+    adapter: options.AdapterPath = "moving-shapes",
     picture: options.PicturePath = Path("bta-demo.png"),
     as_json: options.Json = False,
     samples: options.Samples = None,
@@ -110,16 +110,16 @@ def demo(
             from ..demo import write_samples
         return write_samples(samples)
     words = read_captions(captions or [])
-    check_demo(clips or [], model, picture, reader)
+    check_demo(clips or [], adapter, picture, reader)
     own = bool(clips or captions)
     with loading(None if as_json else STARTS):
         from .. import demo as library
         from ..branch import BTAdapter
         from ..video import list_clips, read_clip
     paths = list_clips(clips or library.sample_paths())
-    adapter = BTAdapter.from_pretrained(model).eval()
-    results = library.look(adapter, paths, words if own else None, reader)
-    for text in library.notes(adapter, words) if own else []:
+    model = BTAdapter.from_pretrained(adapter).eval()
+    results = library.look(model, paths, words if own else None, reader)
+    for text in library.notes(model, words) if own else []:
         note(text)
     if not as_json:
         show(library.for_reading(results))
@@ -127,7 +127,7 @@ def demo(
     talk = {} if own else talk_if_possible(tell, aloud=not as_json)
     first = read_clip(paths[0], reader=reader)
     lines = library.headlines(results) + library.spoken(talk.get("conversation", []))
-    library.write_picture(picture, library.attention_picture(adapter, first, lines))
+    library.write_picture(picture, library.attention_picture(model, first, lines))
     if as_json:
         table = [{"clip": str(paths[0]), "file": str(picture)}]
         return show(results | talk | {"picture": table}, True)

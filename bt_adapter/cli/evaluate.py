@@ -26,22 +26,22 @@ def check_files(asked: Evaluation):
         options.check_format(asked.data, asked.format)
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #811e8041
-@app.command()
+@app.command(former={"--videos": "--clips"})
 def evaluate(
     adapters: options.AdapterPaths = None,
     released: options.Released = None,
     gates: options.Gates = True,
     heads: options.Heads = None,
-    clip: options.Beside = None,
+    clip: options.ClipName = None,
     pretrained: options.PretrainedTag = None,
     activation: options.Activation = None,
     data: options.Data = None,
     layout: options.FormatName = "table",
-    videos: options.Videos = None,
+    clips: options.ClipFolder = None,
     split: options.Split = None,
-    clips: options.Count = None,
+    limit: options.Limit = None,
     settings: options.Settings = "paper",
-    frames: options.FramesInstead = None,
+    frames: options.Frames = None,
     tokens: options.Tokens = None,
     classes: options.Classes = None,
     prompt: options.Prompts = None,
@@ -51,7 +51,7 @@ def evaluate(
     faiss: options.Faiss = False,
     keep: options.Keep = None,
     skip: options.Skip = False,
-    batch: options.BatchSize = 16,
+    batch: options.Batch = 16,
     workers: options.Workers = 0,
     reader: options.Reader = "pyav",
     device: options.Device = "cpu",
@@ -60,7 +60,7 @@ def evaluate(
     "Find clips by caption and captions by clip, or name what happens, beside the frozen CLIP."
     models = dict(adapters=adapters or (), released=released or (), gates=gates, heads=heads)
     models |= dict(clip=clip, pretrained=pretrained, activation=activation, device=device)
-    where = dict(data=data, format=layout, videos=videos, split=split, clips=clips, skip=skip)
+    where = dict(data=data, format=layout, clips=clips, split=split, limit=limit, skip=skip)
     how = dict(settings=settings, frames=frames, tokens=tokens, classes=classes, ties=ties)
     how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, reader=reader)
     tell_results(
@@ -72,9 +72,9 @@ def tell_results(asked: Evaluation, as_json: bool):
     "Do what is asked for, and show it."
     check_files(asked)
     with loading(None if as_json else "evaluating"):
-        from .. import recognition, retrieval
-    rows, models = recognition.evaluate(asked)
-    tables = {"percent": rows} if as_json else recognition.printed(rows)
+        from .. import retrieval, zero_shot
+    rows, models = zero_shot.evaluate(asked)
+    tables = {"percent": rows} if as_json else zero_shot.printed(rows)
     show(tables | {"evaluated": retrieval.evaluated(models)}, as_json)
 
 

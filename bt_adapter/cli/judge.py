@@ -16,15 +16,15 @@ from .console import command, loading, run, show
 app = command("Mark a model's answers to questions about clips.")
 
 
-@app.command()
+@app.command(former={"--model": "--judge", "--workers": "--parallel"})
 def mark(
     predictions: options.Predictions,
     answers: options.Answers = None,
-    model: options.Judge = None,
+    judge: options.Judge = None,
     aspect: options.Aspect = "qa",
     base_url: options.Url = None,
     replies: options.RepliesFolder = Path("runs/replies.jsonl"),
-    workers: options.Asking = 4,
+    parallel: options.Parallel = 4,
     timeout: options.Timeout = 30.0,
     as_json: options.Json = False,
 ):
@@ -32,12 +32,12 @@ def mark(
     with loading():
         from .. import benchmark as library
     items = library.read_items(predictions, answers)
-    judge = library.OfflineJudge()
-    if model is not None:
+    asked = library.OfflineJudge()
+    if judge is not None:
         kept = library.Replies(replies)
-        judge = library.ModelJudge(model, aspect, kept, base_url, timeout)
-    verdicts = library.judge_all(judge, items, workers)
-    show({"verdict": [library.summary(judge, verdicts)]}, as_json)
+        asked = library.ModelJudge(judge, aspect, kept, base_url, timeout)
+    verdicts = library.judge_all(asked, items, parallel)
+    show({"verdict": [library.summary(asked, verdicts)]}, as_json)
 
 
 def main():

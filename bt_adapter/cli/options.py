@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', 'STUDIES', 'READERS', 'ACTIVATIONS', 'ClipPaths',
            'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName',
-           'PretrainedTag', 'Activation', 'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Videos', 'Split', 'Frames',
-           'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'GlobalBatch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
+           'PretrainedTag', 'Activation', 'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Split', 'Frames',
+           'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
            'Broken', 'Resume', 'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests',
-           'Llava', 'Dialogues', 'TuningRecipe', 'Released', 'Gates', 'Heads', 'Beside', 'Count', 'Settings',
-           'FramesInstead', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'BatchSize',
-           'Quick', 'Seeds', 'Tables', 'StudyFile', 'ShapesClip', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
-           'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFolder', 'Asking', 'Timeout', 'ChatFolder', 'GalleryClips', 'at_least', 'check_clip_path',
-           'check_one_clip', 'check_file', 'check_activation', 'check_reader_name', 'check_adapter', 'check_video',
+           'Dialogues', 'Released', 'Gates', 'Heads', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties',
+           'Queries', 'Faiss', 'Keep', 'Skip', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel',
+           'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
+           'RepliesFolder', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path', 'check_one_clip',
+           'check_file', 'check_activation', 'check_tuning', 'check_reader_name', 'check_adapter', 'check_video',
            'check_format', 'check_out', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
@@ -45,7 +44,7 @@ def at_least(least: int, **values: int | None):
     "Raises ValueError if a value is given and smaller."
     for name, value in values.items():
         if value is not None and value < least:
-            raise ValueError(f"{name} must be {least} or more, not {value}")
+            raise ValueError(f"--{name} must be {least} or more, not {value}")
 
 
 def check_clip_path(path: Path):
@@ -71,6 +70,12 @@ def check_activation(name: str | None):
     "Raises ValueError if it is neither of the two."
     if name is not None and name not in ACTIVATIONS:
         raise ValueError(f"activation must be {' or '.join(ACTIVATIONS)}, not {name!r}")
+
+
+def check_tuning(preset: str):
+    "Raises ValueError if no recipe of instruction tuning has this name."
+    if preset not in TUNING:
+        raise ValueError(f"no preset of tuning is called {preset!r}: use {' or '.join(TUNING)}")
 
 
 def check_reader_name(name: str):
@@ -122,7 +127,9 @@ ClipPaths = Annotated[
     list[Path] | None, typer.Argument(help="files and folders; none: the shipped clips")
 ]
 ClipPath = Annotated[Path, typer.Argument(help="a video file")]
-AdapterPath = Annotated[str, typer.Option(help="an adapter: 'moving-shapes' or a folder")]
+AdapterPath = Annotated[
+    str, typer.Option("--adapter", help="an adapter: 'moving-shapes' or a folder")
+]
 AdapterPaths = Annotated[
     list[str] | None,
     typer.Argument(help="folders that bta-pretrain wrote; by default the shipped adapter"),
@@ -132,7 +139,7 @@ PicturePath = Annotated[Path, typer.Option(help="PNG to write")]
 Rows = option(Path, "append the rows to this CSV file", "--csv")
 Json = Annotated[bool, typer.Option("--json", help="results for programs")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-ClipName = Annotated[str, typer.Option(help="a CLIP of open_clip, or a folder")]
+ClipName = option(str, "the frozen CLIP: 'moving-shapes', a name of open_clip's, or a folder")
 PretrainedTag = option(str, "open_clip's tag of its weights, such as openai")
 Activation = option(str, "of that CLIP, where neither name nor weights say: gelu or quickgelu")
 
@@ -143,9 +150,8 @@ FormatName = Annotated[
     str, typer.Option("--format", help=f"of the annotations: {', '.join(FORMATS)}")
 ]
 ClipFolder = option(Path, "folder of the clips, if not that of the annotations", "--clips")
-Videos = option(Path, "folder of the clips, if not that of the annotations")
 Split = option(str, "a part of the annotations, or of Moving Shapes: test or validation")
-Frames = Annotated[int, typer.Option(min=1, help="of each clip")]
+Frames = option(int, "of each clip; where there are --settings, instead of theirs")
 Workers = Annotated[int, typer.Option(min=0, help="processes that decode")]
 Reader = Annotated[str, typer.Option(help="of clips: pyav, or decord where it is exact")]
 
@@ -153,8 +159,8 @@ Reader = Annotated[str, typer.Option(help="of clips: pyav, or decord where it is
 Seed = Annotated[int, typer.Option(help="of everything random", min=0)]
 Steps = option(int, "training steps, instead of the preset's")
 Epochs = option(int, "over the data, instead of steps", min=1)
-GlobalBatch = option(int, "clips of all processes together")
-Chunk = option(int, "clips at a time, to save memory")
+Batch = option(int, "clips in a batch, of all processes together")
+Chunk = option(int, "clips of a batch at a time, to save memory")
 Precision = option(str, "fp32, bf16 or fp16")
 Ema = option(float, "save a running mean of this decay")
 Store = option(Path, "folder for frozen states")
@@ -162,34 +168,26 @@ Views = Annotated[int, typer.Option(help="of a clip in the store; 1: no random c
 Broken = Annotated[float, typer.Option(help="share of clips that may be broken", min=0, max=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="go on where it was cut off")]
 SaveEvery = Annotated[int, typer.Option(help="steps between checkpoints", min=1)]
-Recipe = option(str, " or ".join(RECIPES))
+Recipe = option(str, f"{' or '.join(TUNING)}; for adapters also quick or full", "--preset")
 Validation = option(Path, "annotations of clips to judge by, in the same format")
 ValidationSplit = option(str, "a part of those")
 PerShard = Annotated[int, typer.Option(help="clips in a file", min=1)]
 NewFolder = Annotated[Path, typer.Argument(help="a new folder")]
-Tests = Annotated[int, typer.Option(min=54, help="test clips that are asked about")]
-Llava = Annotated[str, typer.Option("--model", help="a LLaVA: a folder, or a name of the hub")]
+Tests = Annotated[int, typer.Option("--scenes", min=1, help="test clips that are asked about")]
 Dialogues = Annotated[Path, typer.Option(help="JSON in the format of VideoChatGPT-100K")]
-TuningRecipe = Annotated[str, typer.Option(help=" or ".join(TUNING))]
 
 # %% ../../nbs/workshop/cli/options.ipynb #15e24456
 Released = option(
     list[Path],
     "weights that the authors released (.pth, .bin or .safetensors), in the convention of their "
-    "code; may be given several times",
+    "code; may be given several times; without text, or the branch alone, beside a --clip",
 )
 Gates = Annotated[
     bool, typer.Option(help="use the gates of released weights, or not, as the authors' configs")
 ]
 Heads = option(int, "attention heads of a released CLIP, if they are not 64 wide")
-Beside = option(
-    str,
-    "the CLIP of a released file with the branch alone or without text: a name of open_clip's, "
-    "such as ViT-L-14-quickgelu, or a folder",
-)
-Count = option(int, "how many clips, from the first; by default all")
+Limit = option(int, "how many clips, from the first; by default all")
 Settings = Annotated[str, typer.Option(help="frames, tokens and crop as in 'paper' or 'released'")]
-FramesInstead = option(int, "frames of each clip, instead of the settings'")
 Tokens = option(int, "longest caption in tokens, instead of the settings'")
 Classes = option(Path, "classes, a line each: label, or label, tab, words")
 Prompts = option(list[str], "a phrase with {} for the class; several are averaged")
@@ -198,19 +196,16 @@ Queries = option(Path, "write every query, its rank and what was found to this C
 Faiss = Annotated[bool, typer.Option("--faiss", help="search what --queries lists with FAISS")]
 Keep = option(Path, "folder for embeddings, to go on where a run was stopped")
 Skip = Annotated[bool, typer.Option("--skip", help="leave out clips missing or unreadable")]
-BatchSize = Annotated[int, typer.Option(help="clips at a time")]
 Quick = Annotated[bool, typer.Option("--quick", help="one seed, two steps: every row runs")]
 Seeds = option(int, "how many; 5, or 1 if quick")
 Tables = option(list[str], f"only these tables: {', '.join(STUDIES)}", "--table")
-StudyFile = Annotated[Path, typer.Option(help="CSV file to append to")]
-ShapesClip = Annotated[str, typer.Option(help="'moving-shapes' or a folder")]
 
 # %% ../../nbs/workshop/cli/options.ipynb #a5ed1ffc
 Captions = option(list[str], "to rank: words, or a .txt with one a line; repeat it")
 Samples = option(Path, "only draw the shipped clips in this folder", "--write-samples")
 Ask = option(list[str], "a question; may be repeated")
 ChatModel = Annotated[
-    str, typer.Option(help="'moving-shapes', a folder or a name of the model hub")
+    str, typer.Option("--model", help="an image chat model: a folder, or a name of the model hub")
 ]
 Video = option(str, f"folder of an adapter, or {', '.join(POOLINGS)}")
 TemplateName = option(str, choice(TEMPLATES))
@@ -218,11 +213,10 @@ Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="tokens of an answer")]
 Predictions = Annotated[Path, typer.Argument(help="JSON in the official format")]
 Answers = option(Path, "JSON with the answers, if they are apart")
-Judge = option(str, "as the server names it; default: no server", "--model")
+Judge = option(str, "a model, as the server names it; default: no server")
 Aspect = Annotated[str, typer.Option(help=", ".join(ASPECTS))]
 Url = option(str, "of an OpenAI-compatible server")
 RepliesFolder = Annotated[Path, typer.Option(help="where replies are kept")]
-Asking = Annotated[int, typer.Option("--workers", min=1, help="questions asked at a time")]
+Parallel = Annotated[int, typer.Option(min=1, help="questions asked at a time")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="seconds to wait for a reply")]
 ChatFolder = Annotated[Path | None, typer.Argument(help="default: the shipped chat model")]
-GalleryClips = Annotated[int, typer.Option(min=1, help="of the test gallery")]
