@@ -21,6 +21,7 @@ from torch import nn
 
 from .backbone import FrozenCLIP
 from .branch import BranchConfig, VideoFeatures
+from .in_place import entry_of
 from .ledger import append_csv, complete_rows, read_csv
 from .moving_shapes import Scene, gallery, render
 from .precision import fast_copy
@@ -30,7 +31,7 @@ from .retrieval import text_encoder, wrong_orders
 from .runs import versions
 from .scenes import FIGURES, SceneBatches, scene_key, scores, training_scenes
 from .store import frozen_states
-from .strategies import STRATEGIES, Branching, entry_of
+from .strategies import STRATEGIES, Branching
 from .trainer import ParamGroup, PretrainConfig, gate_means
 
 # %% ../nbs/workshop/ablations.ipynb #6ba44418
