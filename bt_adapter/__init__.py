@@ -21,7 +21,8 @@ datasets            captions in ten formats, shards, loaders
 store               frozen states, kept on disk
 small_clip          the CLIP of Moving Shapes
 precision, muon     number types, which one this machine is fast in, and an optimizer that obeys
-trainer, runs       a training loop for any number of processes, and what it leaves behind
+fitting             the one training loop: rates, checks, checkpoints
+trainer, runs       an adapter's steps on any number of processes, and what a run leaves behind
 pretrain            from captioned clips to an adapter
 metrics             ranks and recall
 retrieval           which caption belongs to which clip, in any data set

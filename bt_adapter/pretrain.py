@@ -22,6 +22,7 @@ import torch
 from . import store as frozen
 from .backbone import FrozenCLIP
 from .branch import BranchConfig, BTAdapter
+from .fitting import Schedule
 from .precision import fast_copy
 from .progress import progress
 from .runs import make_folder
@@ -32,7 +33,6 @@ from .trainer import (
     PretrainConfig,
     ProcessInfo,
     Run,
-    Schedule,
     Trainer,
     run_signature,
     train,
