@@ -38,7 +38,7 @@ benchmark, gallery  questions, answers and judges
 figures             clips, matrices, curves and bars as pictures
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
-progress            a bar while something long runs in a terminal
+progress            a bar while something long runs, in a terminal or a notebook
 hub                 asking the model hub only where it can be found
 cli                 the commands, a module each
 """
