@@ -24,7 +24,7 @@ from .backbone import FrozenCLIP
 from .branch import BranchConfig, BTAdapter
 from .fitting import Schedule
 from .precision import fast_copy
-from .progress import progress
+from .progress import chunks, progress
 from .runs import make_folder
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import (
@@ -172,7 +172,7 @@ def clip_states(
     fast, report, (rank, processes) = fast_copy(clip), Report(share), ranks or ProcessInfo()
     rows = [(v, i) for v, row in enumerate(keys) for i in range(len(row))][rank::processes]
     wanted = [keys[v][i] for v, i in rows]
-    grid = [range(len(rows))[start : start + chunk] for start in range(0, len(rows), chunk)]
+    grid = [*chunks(range(len(rows)), chunk)]
     missing = [[n for n in some if wanted[n] not in store] for some in grid]
     todo = [(some, lacking) for some, lacking in zip(grid, missing) if lacking]
     report.add(len(rows) - sum(map(len, missing)), [])  # what is stored has been read before
@@ -191,14 +191,10 @@ def caption_features(
     chunk: int = 256,  # captions at a time
 ) -> dict[str, torch.Tensor]:  # caption -> (c,) fp32
     "What the text tower says of each caption, computed once."
-    from .datasets import encode_tokens, tokenize
+    from .datasets import encode_texts
 
-    found = {}
-    for start in progress(range(0, len(captions), chunk), "captions"):
-        some = captions[start : start + chunk]
-        ids = tokenize(some, clip.tokenizer, tokens).to(clip.position.device)
-        found |= dict(zip(some, encode_tokens(clip, ids).float().cpu()))
-    return found
+    found = encode_texts(clip, captions, tokens, chunk=chunk, what="captions")
+    return dict(zip(captions, found))
 
 # %% ../nbs/workshop/pretrain.ipynb #66b0bb0c
 class StoredBatches:

@@ -24,9 +24,8 @@ from .datasets import (
     ClipSettings,
     Example,
     Shards,
-    encode_tokens,
+    encode_texts,
     read_examples,
-    tokenize,
 )
 from .evaluation import Evaluation, check_prompts
 from .moving_shapes import gallery
@@ -43,11 +42,8 @@ def class_features(
     "A text feature for each class: the mean over its phrases."
     check_prompts(prompts)
     texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
-    parts = [
-        encode_tokens(clip, tokenize(texts[i : i + 256], clip.tokenizer, tokens)).float().cpu()
-        for i in range(0, len(texts), 256)
-    ]
-    return F.normalize(torch.cat(parts).view(len(classes), len(prompts), -1).mean(1), dim=-1)
+    found = encode_texts(clip, texts, tokens)
+    return F.normalize(found.view(len(classes), len(prompts), -1).mean(1), dim=-1)
 
 # %% ../nbs/32_recognition.ipynb #184e501a
 def accuracy(

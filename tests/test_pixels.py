@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bt_adapter.pixels import fit, normalize, resize
+from bt_adapter.pixels import fit, normalize, resize, transformed
 
 
 def random_clip(draw, longest=150):
@@ -43,3 +43,26 @@ def test_normalizing_is_torchvisions():
     theirs = functional.normalize(clip.float().div_(255), mean, std)
     assert torch.equal(normalize(clip, mean, tuple(std)), theirs)
     assert clip.dtype == torch.uint8
+
+
+class Towers:
+    """Something with a `transform`, which counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def transform(self, clip):
+        self.calls += 1
+        return normalize(fit(clip, (8, 8)), [0.5] * 3, [0.5] * 3)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 9])
+def test_many_clips_are_transformed_in_chunks_each_once_and_as_they_are_needed(chunk):
+    draw, tower = torch.Generator().manual_seed(4), Towers()
+    clips = list(torch.randint(0, 256, (5, 2, 12, 10, 3), generator=draw, dtype=torch.uint8))
+    several = transformed(tower, clips, chunk)
+    first = next(several)
+    assert len(first) == tower.calls == min(chunk, 5)
+    whole = torch.cat([first, *several])
+    assert torch.equal(whole, torch.stack([Towers().transform(clip) for clip in clips]))
+    assert tower.calls == 5
