@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOWER', 'TRUNK', 'MAPPED', 'ACTIVATIONS', 'tower_parts', 'pooling_of', 'check_pooling', 'record_outputs',
-           'fingerprint', 'all_finite', 'check_frames', 'check_clip', 'check_texts', 'preprocessing', 'frames_at_once',
-           'FrozenTower', 'FrozenCLIP', 'samples_folder', 'without_open_clips_warnings', 'check_named', 'check_weights',
+           'fingerprint', 'all_finite', 'check_frames', 'check_texts', 'preprocessing', 'frames_at_once', 'FrozenTower',
+           'FrozenCLIP', 'samples_folder', 'without_open_clips_warnings', 'check_named', 'check_weights',
            'tell_choices', 'load_clip']
 
 # %% ../nbs/10_backbone.ipynb #efd3acae
@@ -111,14 +111,6 @@ def check_frames(frames: Float[Tensor, "b t 3 h w"], size: tuple[int, int]):
         raise ValueError("frames hold NaN or infinity: no pixel that transform makes is either.")
 
 # %% ../nbs/10_backbone.ipynb #b1a5e0f4
-def check_clip(clip: UInt8[Tensor, "t h w 3"]):
-    "Raises ValueError unless a clip is pixels in uint8, (t, h, w, 3)."
-    shape = tuple(getattr(clip, "shape", ()))
-    if len(shape) != 4 or shape[-1] != 3 or clip.dtype != torch.uint8 or 0 in shape:
-        kind = f"{clip.dtype} {shape}" if shape else type(clip).__name__
-        raise ValueError(f"A clip is uint8 (t, h, w, 3), not {kind}.")
-
-
 def check_texts(texts: Sequence[str]):
     "Raises ValueError unless texts are a list of captions."
     many = isinstance(texts, Sequence) and not isinstance(texts, str | bytes)
@@ -342,7 +334,7 @@ class FrozenCLIP(FrozenTower):
         Source:
             open_clip's evaluation transform (`open_clip/transform.py`).
         """
-        check_clip(clip)
+        pixels.check_clip(clip)
         frames = pixels.fit(clip.to(self.position.device), self.image_size)
         mean, std = self.preprocess["mean"], self.preprocess["std"]
         return pixels.normalize(frames, mean, std).to(self.dtype)

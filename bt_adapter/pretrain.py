@@ -9,7 +9,6 @@ __all__ = ['OF_SCENES', 'QUICK', 'PAPER', 'RELEASED', 'PRESETS', 'choose_recipe'
 # %% ../nbs/workshop/pretrain.ipynb #ae3fd2ed
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +24,6 @@ from .branch import BranchConfig, BTAdapter
 from .fitting import Schedule
 from .precision import fast_copy
 from .progress import chunks, progress
-from .runs import make_folder
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import (
     Batch,
@@ -264,19 +262,6 @@ def _contents(examples):
         known = [examples.names, examples.ends.tolist()]
     return sha256(repr(known).encode()).hexdigest()[:16]
 
-# %% ../nbs/workshop/pretrain.ipynb #1f3ee239
-def _open_store(folder, clip, config, clips, views):
-    "The store of a data set, with as much in it as the disk has room for."
-    last = config.branch.states
-    make_folder(folder)
-    kept = frozen.kept_in(folder)
-    if not kept:
-        free = int(0.9 * shutil.disk_usage(folder).free)
-        kept = frozen.choose_kept(clip, last, config.frames, clips * views, free)
-    how = f"views drawn with seed {config.seed}" if views > 1 else "middle frames, centre crop"
-    settings = frozen.store_settings(fast_copy(clip), last, config.frames, how, kept)
-    return FeatureStore(folder, settings)
-
 # %% ../nbs/workshop/pretrain.ipynb #0f478478
 def _clip_source(run, clip, examples, config, store, views, workers, broken, reader):
     "Batches for `pretrain_clips`, and the report that their making fills."
@@ -296,8 +281,9 @@ def _clip_source(run, clip, examples, config, store, views, workers, broken, rea
         raise ValueError(f"{len(twice)} ids name more than one clip, the first is {twice[0]}.")
     stamped = [(name, frozen.file_stamp(path, span)) for name, path, _, span in rows]
     keys = [[Key(name, view, stamp) for name, stamp in stamped] for view in range(views)]
-    states = _open_store(store, clip, config, len(rows), views)
-    last = config.branch.states
+    last, size = config.branch.states, dict(frames=config.frames, entries=len(rows) * views)
+    how = f"views drawn with seed {config.seed}" if views > 1 else "middle frames, centre crop"
+    states = frozen.open_store(store, clip, last=last, how=how, **size)
     sharing = dict(ranks=run.ranks, share=broken)
     report = clip_states(clip, dataset, keys, states, last, workers, **sharing)
     run.accelerator.wait_for_everyone()

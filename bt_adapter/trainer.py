@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .branch import BranchConfig, BTAdapter
+from .files import clear_parts
 from .fitting import Schedule, descend, raise_for_clips, run_steps
 from .losses import masked_branching_cross_modal_alignment, video_text_contrastive
 from .masking import keep_patches, tube_mask
@@ -356,7 +357,7 @@ def train(
 def gate_means(branch: nn.Module) -> dict[str, float]:
     "Mean share of the branch in each gate (Eq. 4 and 5), where gates are weights."
     gates = {n: g for n, g in enumerate(branch.gates, 1) if g.combination == "weighted"}
-    return {f"gate {n}": (g.scale * g.w_b).sigmoid().mean().item() for n, g in gates.items()}
+    return {f"gate {n}": g.share().mean().item() for n, g in gates.items()}
 
 
 def run_signature(model: BTAdapter, config: PretrainConfig, data: str) -> dict[str, str]:
@@ -379,8 +380,8 @@ class Run:
             )
         self.accelerator = new_accelerator()
         self.main = self.accelerator.is_main_process
-        for part in self.folder.glob(".*.part") if self.main else ():
-            part.unlink()  # what a killed process was writing
+        if self.main:
+            clear_parts(self.folder)
         self.ranks = ProcessInfo(self.accelerator.process_index, self.accelerator.num_processes)
 
     def finished(self, same: dict) -> dict | None:

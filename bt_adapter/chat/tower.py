@@ -15,8 +15,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ..backbone import check_clip, check_frames, record_outputs
-from ..pixels import fit, normalize
+from ..backbone import check_frames, record_outputs
+from ..pixels import check_clip, fit, normalize
 
 # %% ../../nbs/workshop/chat/tower.ipynb #e5e4ffce
 def mean_pool(state: torch.Tensor) -> torch.Tensor:  # (b, t, 1 + l, d) -> (b, 1 + l, d)

@@ -77,8 +77,7 @@ def crop_frames(
     generator: torch.Generator | None = None,  # for a random part; without one, the middle
 ) -> torch.Tensor:  # uint8 (t, 3, height, width)
     "Resize and crop all frames of a clip in the same way."
-    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != torch.uint8 or not clip.numel():
-        raise ValueError(f"A clip is uint8 (t, h, w, 3), not {clip.dtype} {tuple(clip.shape)}.")
+    pixels.check_clip(clip)
     if generator is None:
         return pixels.fit(clip, size, margin)
     frames = rearrange(clip, "t h w c -> t c h w")
