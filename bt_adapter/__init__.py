@@ -27,7 +27,8 @@ datasets            captions in ten formats, shards, loaders
 store               frozen states, kept on disk
 small_clip          the CLIP of Moving Shapes
 precision, muon     number types, which one this machine is fast in, and an optimizer that obeys
-trainer, runs       a training loop for any number of processes, and what it leaves behind
+fitting             the one training loop: rates, checks, checkpoints
+trainer, runs       an adapter's steps on any number of processes, and what a run leaves behind
 pretrain            from captioned clips to an adapter
 metrics             ranks and recall
 retrieval           which caption belongs to which clip, in any data set
@@ -48,7 +49,7 @@ figures             clips, matrices, curves and bars as pictures
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
 zero_shot           and what it finds: retrieval and recognition on Moving Shapes and on any data set
-progress            a bar while something long runs in a terminal
+progress            a bar while something long runs, in a terminal or a notebook
 hub                 asking the model hub only where it can be found
 cli                 the commands, a module each
 """

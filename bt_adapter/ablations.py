@@ -26,6 +26,7 @@ from .ledger import append_csv, complete_rows, read_csv
 from .moving_shapes import Scene, gallery, render
 from .precision import fast_copy
 from .pretrain import pretrain
+from .progress import chunks
 from .released import as_released
 from .retrieval import text_encoder, wrong_orders
 from .runs import versions
@@ -170,8 +171,7 @@ class States:
 
     def __init__(self, clip: FrozenCLIP, scenes: Sequence[Scene], frames: int = 8, chunk: int = 24):
         self.kept, self.whole, fast = {}, {}, fast_copy(clip)
-        for start in range(0, len(scenes), chunk):
-            some = scenes[start : start + chunk]
+        for some in chunks(scenes, chunk):
             clips = torch.stack([fast.transform(render(scene, frames)) for scene in some])
             entry = entry_of(fast, clips, len(fast.blocks)).to(torch.bfloat16)
             for scene, first, last in zip(some, entry, frozen_states(fast, clips, DEEPEST)):
@@ -212,8 +212,8 @@ def embed_states(
 ) -> torch.Tensor:  # (n, c)
     "Embeddings of scenes whose states are at hand."
     read, parts = states.of(model), []
-    for start in range(0, len(scenes), chunk):
-        some = torch.stack([read[scene_key(s)] for s in scenes[start : start + chunk]]).float()
+    for part in chunks(scenes, chunk):
+        some = torch.stack([read[scene_key(scene)] for scene in part]).float()
         if shuffle is not None:
             orders = wrong_orders(len(some), some.shape[2], shuffle)
             some = some[torch.arange(len(some))[:, None], :, orders].transpose(1, 2)

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from . import pixels
-from .frozen_tower import FrozenTower, check_clip, check_texts
+from .frozen_tower import FrozenTower, check_texts
 
 # %% ../nbs/10_backbone.ipynb #2d9ef62b
 def record_outputs(blocks: list[nn.Module], into: list) -> list:
@@ -113,7 +113,7 @@ class FrozenCLIP(FrozenTower):
         Source:
             open_clip's evaluation transform (`open_clip/transform.py`).
         """
-        check_clip(clip)
+        pixels.check_clip(clip)
         frames = pixels.fit(clip.to(self.position.device), self.image_size)
         mean, std = self.preprocess["mean"], self.preprocess["std"]
         return pixels.normalize(frames, mean, std).to(self.dtype)

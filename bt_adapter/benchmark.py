@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NAMES', 'RUBRICS', 'ASK_SCORE', 'ASK_BOTH', 'SCORE', 'OUT_OF', 'ALONE', 'CORRECT', 'FIRST', 'PATIENCE', 'Item',
            'item_of', 'read_list', 'read_items', 'clip_paths', 'official', 'predict', 'answered', 'Verdict',
-           'normalized', 'token_f1', 'today', 'OfflineJudge', 'messages', 'read_score', 'read_correct', 'Replies',
-           'ModelJudge', 'SetupError', 'until', 'judge_all', 'summary']
+           'normalized', 'token_f1', 'OfflineJudge', 'messages', 'read_score', 'read_correct', 'Replies', 'ModelJudge',
+           'SetupError', 'until', 'judge_all', 'summary']
 
 # %% ../nbs/workshop/benchmark.ipynb #8a5bb21e
 import hashlib
@@ -18,11 +18,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import bt_adapter
+from .ledger import today
 from .progress import progress
 
 # %% ../nbs/workshop/benchmark.ipynb #383a03a9
@@ -164,10 +164,6 @@ def token_f1(prediction: str, answer: str) -> float:
     ours, theirs = normalized(prediction), normalized(answer)
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * common / (len(ours) + len(theirs)) if common else float(ours == theirs)
-
-# %% ../nbs/workshop/benchmark.ipynb #0e9a8033
-def today() -> str:
-    return datetime.now(UTC).date().isoformat()
 
 # %% ../nbs/workshop/benchmark.ipynb #6267d97c
 @dataclass(frozen=True)

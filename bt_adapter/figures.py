@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from .files import write_whole
+from .pixels import check_clip
 
 # %% ../nbs/workshop/figures.ipynb #c7bcdeda
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -101,8 +102,7 @@ def _check_sheet(
     heats: list[np.ndarray],
 ):
     for clip in clips:
-        if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8 or not clip.size:
-            raise ValueError(f"A clip must be uint8 (t, h, w, 3), not {clip.dtype} {clip.shape}.")
+        check_clip(clip)
     _check_names("labels", labels, len(clips), "clips")
     _check_names("titles", titles, max(map(len, clips)), "frames")
     if heats and [len(h) if h.ndim else len(c) for c, h in zip(clips, heats)] != [*map(len, clips)]:

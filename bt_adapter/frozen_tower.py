@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOWER', 'TRUNK', 'MAPPED', 'tower_parts', 'pooling_of', 'check_pooling', 'fingerprint', 'all_finite', 'check_frames',
-           'check_clip', 'check_texts', 'preprocessing', 'frames_at_once', 'FrozenTower']
+           'check_texts', 'preprocessing', 'frames_at_once', 'FrozenTower']
 
 # %% ../nbs/workshop/frozen_tower.ipynb #08019a23
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 # %% ../nbs/workshop/frozen_tower.ipynb #46990ab2
@@ -92,14 +92,6 @@ def check_frames(frames: Float[Tensor, "b t 3 h w"], size: tuple[int, int]):
         raise ValueError("frames hold NaN or infinity: no pixel that transform makes is either.")
 
 # %% ../nbs/workshop/frozen_tower.ipynb #b1a5e0f4
-def check_clip(clip: UInt8[Tensor, "t h w 3"]):
-    "Raises ValueError unless a clip is pixels in uint8, (t, h, w, 3)."
-    shape = tuple(getattr(clip, "shape", ()))
-    if len(shape) != 4 or shape[-1] != 3 or clip.dtype != torch.uint8 or 0 in shape:
-        kind = f"{clip.dtype} {shape}" if shape else type(clip).__name__
-        raise ValueError(f"A clip is uint8 (t, h, w, 3), not {kind}.")
-
-
 def check_texts(texts: Sequence[str]):
     "Raises ValueError unless texts are a list of captions."
     many = isinstance(texts, Sequence) and not isinstance(texts, str | bytes)

@@ -9,7 +9,6 @@ __all__ = ['OF_SCENES', 'QUICK', 'PAPER', 'RELEASED', 'PRESETS', 'choose_recipe'
 # %% ../nbs/workshop/pretrain.ipynb #ae3fd2ed
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,9 +21,9 @@ import torch
 from . import store as frozen
 from .backbone import FrozenCLIP
 from .branch import BranchConfig, BTAdapter
+from .fitting import Schedule
 from .precision import fast_copy
-from .progress import progress
-from .runs import make_folder
+from .progress import chunks, progress
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import (
     Batch,
@@ -32,7 +31,6 @@ from .trainer import (
     PretrainConfig,
     ProcessInfo,
     Run,
-    Schedule,
     Trainer,
     run_signature,
     train,
@@ -172,7 +170,7 @@ def clip_states(
     fast, report, (rank, processes) = fast_copy(clip), Report(share), ranks or ProcessInfo()
     rows = [(v, i) for v, row in enumerate(keys) for i in range(len(row))][rank::processes]
     wanted = [keys[v][i] for v, i in rows]
-    grid = [range(len(rows))[start : start + chunk] for start in range(0, len(rows), chunk)]
+    grid = [*chunks(range(len(rows)), chunk)]
     missing = [[n for n in some if wanted[n] not in store] for some in grid]
     todo = [(some, lacking) for some, lacking in zip(grid, missing) if lacking]
     report.add(len(rows) - sum(map(len, missing)), [])  # what is stored has been read before
@@ -191,14 +189,10 @@ def caption_features(
     chunk: int = 256,  # captions at a time
 ) -> dict[str, torch.Tensor]:  # caption -> (c,) fp32
     "What the text tower says of each caption, computed once."
-    from .datasets import encode_tokens, tokenize
+    from .datasets import encode_texts
 
-    found = {}
-    for start in progress(range(0, len(captions), chunk), "captions"):
-        some = captions[start : start + chunk]
-        ids = tokenize(some, clip.tokenizer, tokens).to(clip.position.device)
-        found |= dict(zip(some, encode_tokens(clip, ids).float().cpu()))
-    return found
+    found = encode_texts(clip, captions, tokens, chunk=chunk, what="captions")
+    return dict(zip(captions, found))
 
 # %% ../nbs/workshop/pretrain.ipynb #66b0bb0c
 class StoredBatches:
@@ -268,19 +262,6 @@ def _contents(examples):
         known = [examples.names, examples.ends.tolist()]
     return sha256(repr(known).encode()).hexdigest()[:16]
 
-# %% ../nbs/workshop/pretrain.ipynb #1f3ee239
-def _open_store(folder, clip, config, clips, views):
-    "The store of a data set, with as much in it as the disk has room for."
-    last = config.branch.states
-    make_folder(folder)
-    kept = frozen.kept_in(folder)
-    if not kept:
-        free = int(0.9 * shutil.disk_usage(folder).free)
-        kept = frozen.choose_kept(clip, last, config.frames, clips * views, free)
-    how = f"views drawn with seed {config.seed}" if views > 1 else "middle frames, centre crop"
-    settings = frozen.store_settings(fast_copy(clip), last, config.frames, how, kept)
-    return FeatureStore(folder, settings)
-
 # %% ../nbs/workshop/pretrain.ipynb #0f478478
 def _clip_source(run, clip, examples, config, store, views, workers, broken, reader):
     "Batches for `pretrain_clips`, and the report that their making fills."
@@ -300,8 +281,9 @@ def _clip_source(run, clip, examples, config, store, views, workers, broken, rea
         raise ValueError(f"{len(twice)} ids name more than one clip, the first is {twice[0]}.")
     stamped = [(name, frozen.file_stamp(path, span)) for name, path, _, span in rows]
     keys = [[Key(name, view, stamp) for name, stamp in stamped] for view in range(views)]
-    states = _open_store(store, clip, config, len(rows), views)
-    last = config.branch.states
+    last, size = config.branch.states, dict(frames=config.frames, entries=len(rows) * views)
+    how = f"views drawn with seed {config.seed}" if views > 1 else "middle frames, centre crop"
+    states = frozen.open_store(store, clip, last=last, how=how, **size)
     sharing = dict(ranks=run.ranks, share=broken)
     report = clip_states(clip, dataset, keys, states, last, workers, **sharing)
     run.accelerator.wait_for_everyone()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from . import metrics, retrieval
 from .backbone import FrozenCLIP
-from .datasets import Example, encode_tokens, tokenize
+from .datasets import Example, encode_texts
 from .evaluation import check_prompts
 
 # %% ../nbs/32_recognition.ipynb #d2f14f98
@@ -28,11 +28,8 @@ def class_features(
     "A text feature for each class: the mean over its phrases."
     check_prompts(prompts)
     texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
-    parts = [
-        encode_tokens(clip, tokenize(texts[i : i + 256], clip.tokenizer, tokens)).float().cpu()
-        for i in range(0, len(texts), 256)
-    ]
-    return F.normalize(torch.cat(parts).view(len(classes), len(prompts), -1).mean(1), dim=-1)
+    found = encode_texts(clip, texts, tokens)
+    return F.normalize(found.view(len(classes), len(prompts), -1).mean(1), dim=-1)
 
 # %% ../nbs/32_recognition.ipynb #184e501a
 def accuracy(

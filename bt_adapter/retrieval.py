@@ -35,14 +35,14 @@ from .datasets import (
     Example,
     Shards,
     TooManyBroken,
-    encode_tokens,
+    encode_texts,
     loader,
     normalize_frames,
-    tokenize,
 )
 from .files import write_whole
 from .frozen_tower import fingerprint
 from .metrics import nearest, rank_figures, ranks_in_pieces
+from .pixels import transformed
 from .progress import progress
 from .released import load_released, read_file
 from .runs import make_folder, versions
@@ -129,10 +129,8 @@ def encode_clips(
     chunk: int = 16,  # clips at a time
 ) -> dict[Hashable, torch.Tensor]:  # name -> (n, c), as in `embed`
     "Embeddings of many clips."
-    parts = []
-    for start in progress(range(0, len(clips), chunk), "encoding clips"):
-        frames = torch.stack([clip.transform(c) for c in clips[start : start + chunk]])
-        parts.append(embed(clip, frames, methods, last))
+    several = transformed(clip, clips, chunk, "encoding clips")
+    parts = [embed(clip, frames, methods, last) for frames in several]
     return {name: torch.cat([part[name] for part in parts]) for name in methods}
 
 # %% ../nbs/workshop/retrieval.ipynb #03908383
@@ -395,9 +393,7 @@ def encode_captions(
     "All captions of all examples."
     owner = [i for i, example in enumerate(examples) for _ in example.captions]
     captions = [caption for example in examples for caption in example.captions]
-    parts = [captions[i : i + 256] for i in range(0, len(captions), 256)]
-    found = [encode_tokens(clip, tokenize(part, clip.tokenizer, tokens)) for part in parts]
-    return torch.cat([part.float().cpu() for part in found]), torch.tensor(owner)
+    return encode_texts(clip, captions, tokens), torch.tensor(owner)
 
 
 RANKS = ("R@1", "R@5", "R@10", "median rank", "mean rank")

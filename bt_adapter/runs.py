@@ -10,7 +10,6 @@ __all__ = ['make_folder', 'save_checkpoint', 'load_checkpoint', 'stop_signals', 
 import csv
 import io
 import json
-import math
 import platform
 import shlex
 import signal
@@ -22,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import bt_adapter
 from .files import write_whole
+from .progress import Steps
 
 # %% ../nbs/workshop/runs.ipynb #31184f7a
 def make_folder(folder: Path):
@@ -109,15 +108,13 @@ class RunLog:
         write_whole(self.path, "".join(f"{line}\n" for line in lines if rows).encode())
         self.file, self.board = self.path.open("a"), _board(folder, start)
         self.last = time.monotonic()
-        tenth = dict(miniters=max(1, steps // 10), mininterval=0, maxinterval=math.inf)
-        often = {} if sys.stderr.isatty() else tenth
-        self.bar = tqdm(total=steps, initial=start, desc=what, dynamic_ncols=True, **often)
+        self.bar = Steps(steps, what, start)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        for part in filter(None, (self.bar, self.board, self.file)):
+        for part in filter(None, (self.bar.bar, self.board, self.file)):
             part.close()
 
     def add(self, step: int, clips: int, loss: float, figures: dict[str, float]):
@@ -132,8 +129,7 @@ class RunLog:
         if self.board:
             for name, value in row.items():
                 self.board.add_scalar(name, value, step)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} clips/s", refresh=False)
-        self.bar.update()
+        self.bar.add(f"loss {loss:.3f}, {rate:.0f} clips/s")
 
 # %% ../nbs/workshop/runs.ipynb #562d08b2
 def save_curves(folder: Path, pictures: dict[str, list[str]]):

@@ -24,7 +24,7 @@ from .backbone import FrozenCLIP, load_clip
 from .branch import BTAdapter
 from .metrics import recall_at_k
 from .precision import fast_copy
-from .progress import progress
+from .progress import chunks
 from .retrieval import (
     adapter_methods,
     encode_clips,
@@ -71,8 +71,7 @@ def scene_states(
 ):
     "Add the states of rendered scenes to a store that lacks them."
     fast = fast_copy(clip)
-    for start in progress(range(0, len(scenes), chunk), "frozen states"):
-        some = scenes[start : start + chunk]
+    for some in chunks(scenes, chunk, "frozen states"):
         keys = [None if scene_key(scene) in store else scene_key(scene) for scene in some]
         shown = [k and fast.transform(world.render(scene, frames)) for k, scene in zip(keys, some)]
         put_states(store, fast, keys, shown, last)
@@ -95,8 +94,7 @@ def caption_table(
     shape = len(groups), len(world.MOTIONS), len(world.CAPTION_TEMPLATES)
     scenes, templates = chain.from_iterable(groups), range(len(world.CAPTION_TEMPLATES))
     texts = [world.caption(scene, template) for scene in scenes for template in templates]
-    parts = [clip.encode_text(texts[i : i + 512]) for i in range(0, len(texts), 512)]
-    return torch.cat(parts).float().view(*shape, -1)
+    return torch.cat([clip.encode_text(some) for some in chunks(texts, 512)]).view(*shape, -1)
 
 # %% ../nbs/workshop/scenes.ipynb #60617a6f
 def check_groups(batch: int, groups: int) -> int:  # groups in a batch

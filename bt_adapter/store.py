@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['frozen_states', 'later_states', 'Key', 'file_stamp', 'StoreSettings', 'store_settings', 'FeatureStore', 'put_states',
-           'warn_of_changes', 'entry_bytes', 'choose_kept', 'kept_in', 'read_states']
+           'warn_of_changes', 'entry_bytes', 'choose_kept', 'kept_in', 'open_store', 'read_states']
 
 # %% ../nbs/workshop/store.ipynb #03d66755
 import json
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from einops import rearrange
 
 from .backbone import FrozenCLIP
 from .files import write_whole
+from .precision import fast_copy
 from .runs import make_folder
 
 # %% ../nbs/workshop/store.ipynb #bc13c2aa
@@ -216,6 +218,24 @@ def kept_in(folder: Path) -> str | None:
         return json.loads((folder / "store.json").read_text())["kept"]
     except (OSError, ValueError, KeyError):
         return None
+
+# %% ../nbs/workshop/store.ipynb #55963232
+def open_store(
+    folder: Path,
+    clip: FrozenCLIP,
+    *,
+    last: int,  # K + 1
+    frames: int,  # t
+    entries: int,  # clips times views
+    how: str,  # frames are drawn and cut, in words
+) -> FeatureStore:
+    "The store of a data set, with as much in it as the disk has space for."
+    make_folder(folder)
+    kept = kept_in(folder)
+    if not kept:
+        free = int(0.9 * shutil.disk_usage(folder).free)
+        kept = choose_kept(clip, last, frames, entries, free)
+    return FeatureStore(folder, store_settings(fast_copy(clip), last, frames, how, kept))
 
 # %% ../nbs/workshop/store.ipynb #5cd5c90a
 def read_states(

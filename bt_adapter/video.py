@@ -26,6 +26,7 @@ from torch import Tensor
 
 from . import _check_import_order
 from .files import replacing
+from .pixels import check_clip
 
 # %% ../nbs/workshop/video.ipynb #0d5e7b92
 _check_import_order()  # decord after torch, never before: see below
@@ -48,11 +49,8 @@ def sample_indices(
     return (torch.arange(frames) * total + inside) // frames
 
 # %% ../nbs/workshop/video.ipynb #ac26db9c
-def _check_clip(clip, path, fps):
-    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != torch.uint8 or not clip.numel():
-        raise ValueError(
-            f"A clip must be uint8 (t, h, w, 3), not {clip.dtype} {tuple(clip.shape)}."
-        )
+def _check_writing(clip, path, fps):
+    check_clip(clip)
     height, width = clip.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"H.264 needs even sizes, not {height} x {width}: cut or repeat a line.")
@@ -73,7 +71,7 @@ def write_clip(
     import av
 
     path, clip = Path(path), torch.as_tensor(clip)
-    _check_clip(clip, path, fps)
+    _check_writing(clip, path, fps)
     with replacing(path) as part, av.open(part, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate, options={"crf": "12"})

@@ -94,6 +94,34 @@ def test_a_lesson_exports_what_it_teaches():
         assert bool(exported) == bool(module_names(path)), path.stem
 
 
+# What is done in one place: a form of it in the source, and the modules that may hold it.
+ONE_WAY = {
+    "bars": (r"\btqdm\b|rich\.progress", {"progress"}),
+    "walks in chunks": (r"range\(0, len\(", {"progress", "metrics"}),
+    "cutting gradients": (r"clip_grad_norm_", {"fitting"}),
+    "asking for signals between steps": (r"with stop_signals\(", {"fitting"}),
+    "what a clip is": (r"!= \S*uint8\b", {"pixels"}),
+    "ledgers": (r"csv\.DictWriter", {"ledger"}),
+    "days": (r"\btoday\(\)\.isoformat|date\(\)\.isoformat", {"ledger"}),
+    "renaming into place": (r"os\.replace\(", {"files"}),
+    "space for a store": (r"disk_usage\(", {"store"}),
+}
+
+
+def test_one_way_each():
+    for what, (form, allowed) in ONE_WAY.items():
+        texts = {module: ast.unparse(tree) for module, tree in TREES.items()}
+        found = {module for module, text in texts.items() if re.search(form, text)}
+        assert found <= allowed, f"{what} is the matter of {allowed}: {sorted(found - allowed)}"
+        assert found, f"{what}: {form} is nowhere"
+
+
+def test_benchmarks_write_no_files_of_their_own():
+    for path in (PACKAGE.parent / "tests" / "benchmarks").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^import csv|DictWriter|isoformat", text, re.M), path.name
+
+
 def test_names_are_found_at_their_old_places():
     from bt_adapter import ledger, metrics, pretrain, retrieval, scenes
 

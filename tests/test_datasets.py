@@ -31,6 +31,7 @@ from bt_adapter.datasets import (
     Shards,
     TooManyBroken,
     crop_frames,
+    encode_texts,
     encode_tokens,
     index_shards,
     loader,
@@ -307,6 +308,30 @@ def test_the_end_token_is_never_lost(clip, length):
     kept = min(length or 99, words.context_length)
     assert (tokens[1] > 0).sum() == kept
     assert torch.allclose(encode_tokens(clip, tokens).norm(dim=-1), torch.ones(2))
+
+
+def test_texts_are_encoded_in_chunks_and_cut_to_a_length(clip):
+    texts = [f"a {size} red star that moves left and then is gone" for size in ("big", "small", "")]
+    for length in (None, 5):
+        whole = encode_tokens(clip, tokenize(texts, clip.tokenizer, length)).float()
+        for chunk in (1, 2, 3, 256):
+            found = encode_texts(clip, texts, length, chunk=chunk)
+            assert found.dtype == torch.float32 and found.device.type == "cpu"
+            torch.testing.assert_close(found, whole)
+    assert not torch.allclose(encode_texts(clip, texts), encode_texts(clip, texts, 5), atol=1e-3)
+
+
+def test_all_that_encode_texts_say_the_same(clip):
+    from bt_adapter.pretrain import caption_features
+    from bt_adapter.recognition import class_features
+    from bt_adapter.retrieval import encode_captions
+
+    texts = ["a red circle", "a blue star", "a red star"]
+    whole = encode_texts(clip, texts, 8)
+    assert torch.equal(torch.stack([*caption_features(clip, texts, 8).values()]), whole)
+    examples = [Example(f"{i}", f"{i}.mp4", (text,)) for i, text in enumerate(texts)]
+    assert torch.equal(encode_captions(clip, examples, 8)[0], whole)
+    torch.testing.assert_close(class_features(clip, texts, tokens=8), whole)
 
 
 def test_captions_that_are_none(clip):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_interface import TREES
 
-from bt_adapter.files import replacing, write_whole
+from bt_adapter.files import clear_parts, replacing, write_whole
 
 
 def contents(folder):
@@ -123,3 +123,15 @@ def test_the_small_clip_is_written_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda part, place: steps.append(Path(place).name))
     new_clip(tmp_path)
     assert steps == ["merges.txt.gz", "open_clip_config.json"] and not contents(tmp_path)
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path):
+    for name in ("a", "folder"):
+        with replacing(tmp_path / name) as part:
+            part.mkdir() if name == "folder" else part.touch()
+            (tmp_path / part.name.replace(str(os.getpid()), "1")).touch()  # left by process 1
+    assert len(contents(tmp_path)) == 4
+    (tmp_path / ".b.2.part").mkdir()
+    (tmp_path / ".b.2.part" / "c").touch()
+    clear_parts(tmp_path)
+    assert set(contents(tmp_path)) == {"a", "folder"}

@@ -25,7 +25,7 @@ from tiny_hosts import (  # noqa: F401 one_thread is used by all tests here
 )
 from torch import nn
 
-from bt_adapter import chat, instruct
+from bt_adapter import chat, fitting, instruct
 from bt_adapter import moving_shapes as world
 from bt_adapter import store as frozen
 from bt_adapter.backbone import load_clip, samples_folder
@@ -374,15 +374,15 @@ def test_gradients_that_are_no_numbers_end_the_run_and_keep_the_checkpoint(tmp_p
 
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
-    true = loop.step_once
+    true = fitting.descend
 
-    def step_once(named, *given, step, **rest):
-        loss = true(named, *given, step=step, **rest)
+    def descend(weights, *given, step, **rest):
+        norm = true(weights, *given, step=step, **rest)
         if step == 3:
-            named["a"].data.fill_(float("inf"))
-        return loss
+            weights[0].data.fill_(float("inf"))
+        return norm
 
-    monkeypatch.setattr(loop, "step_once", step_once)
+    monkeypatch.setattr(fitting, "descend", descend)
     with pytest.raises(ValueError, match="weights are no numbers after step 4"):
         run(tmp_path, config=InstructConfig(4, 1, lr=0.1))
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -428,9 +428,7 @@ def made(tmp_path_factory):
 def test_what_is_finished_is_not_done_again(made, monkeypatch):
     folder, rows, make = made
     before = {p: p.read_bytes() for p in (folder / "chat").rglob("*.safetensors")}
-    monkeypatch.setattr(
-        instruct, "step_once", lambda *_, **__: pytest.fail("a step was taken again")
-    )
+    monkeypatch.setattr(fitting, "descend", lambda *_, **__: pytest.fail("a step was taken again"))
     assert make() == rows
     assert {p: p.read_bytes() for p in (folder / "chat").rglob("*.safetensors")} == before
 

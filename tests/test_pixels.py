@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bt_adapter.pixels import fit, normalize, resize
+from bt_adapter.pixels import check_clip, fit, normalize, resize, transformed
 
 
 def random_clip(draw, longest=150):
@@ -43,3 +43,59 @@ def test_normalizing_is_torchvisions():
     theirs = functional.normalize(clip.float().div_(255), mean, std)
     assert torch.equal(normalize(clip, mean, tuple(std)), theirs)
     assert clip.dtype == torch.uint8
+
+
+class Towers:
+    """Something with a `transform`, which counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def transform(self, clip):
+        self.calls += 1
+        return normalize(fit(clip, (8, 8)), [0.5] * 3, [0.5] * 3)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 9])
+def test_many_clips_are_transformed_in_chunks_each_once_and_as_they_are_needed(chunk):
+    draw, tower = torch.Generator().manual_seed(4), Towers()
+    clips = list(torch.randint(0, 256, (5, 2, 12, 10, 3), generator=draw, dtype=torch.uint8))
+    several = transformed(tower, clips, chunk)
+    first = next(several)
+    assert len(first) == tower.calls == min(chunk, 5)
+    whole = torch.cat([first, *several])
+    assert torch.equal(whole, torch.stack([Towers().transform(clip) for clip in clips]))
+    assert tower.calls == 5
+
+
+WRONG = [
+    torch.zeros(2, 8, 8, 3),
+    torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+    torch.zeros(8, 8, 3, dtype=torch.uint8),
+    torch.zeros(0, 8, 8, 3, dtype=torch.uint8),
+]
+
+
+@pytest.mark.parametrize(
+    "wrong", [*WRONG, *(clip.numpy() for clip in WRONG), "a.mp4", None], ids=str
+)
+def test_all_who_are_given_a_clip_refuse_what_is_none_in_the_same_words(wrong, tmp_path):
+    from bt_adapter.datasets import crop_frames
+    from bt_adapter.figures import contact_sheet
+    from bt_adapter.video import write_clip
+
+    doors = [check_clip, lambda clip: crop_frames(clip, (8, 8))]
+    if hasattr(wrong, "shape"):
+        doors += [lambda clip: write_clip(tmp_path / "a.mp4", clip)]
+        doors += [lambda clip: contact_sheet([clip])]
+    for door in doors:
+        with pytest.raises(ValueError, match=r"A clip is uint8 \(t, h, w, 3\), not") as told:
+            door(wrong)
+        assert "torch." not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_is_a_tensor_or_an_array():
+    clip = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    check_clip(clip)
+    check_clip(clip.numpy())

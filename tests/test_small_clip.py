@@ -80,6 +80,6 @@ def test_a_loss_that_is_no_number_ends_the_training_and_writes_no_weights(
         return scale * float("nan") if harm == "loss" else (scale - scale.detach()).sqrt()
 
     monkeypatch.setattr(small_clip, "clip_loss", clip_loss)
-    with pytest.raises(ValueError, match="no numbers at step 0"):
+    with pytest.raises(ValueError, match=r"no numbers? at step 0"):
         small_clip.train_clip(tmp_path, steps=1)
     assert not list(tmp_path.glob("*.safetensors"))

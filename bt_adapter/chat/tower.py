@@ -16,8 +16,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..backbone import record_outputs
-from ..frozen_tower import check_clip, check_frames
-from ..pixels import fit, normalize
+from ..frozen_tower import check_frames
+from ..pixels import check_clip, fit, normalize
 
 # %% ../../nbs/workshop/chat/tower.ipynb #e5e4ffce
 def mean_pool(state: torch.Tensor) -> torch.Tensor:  # (b, t, 1 + l, d) -> (b, 1 + l, d)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #a7da9ecd
 from . import console, options
-from .console import command, loading, note, run, show, step_progress
+from .console import command, loading, note, run, show
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #78a43dbc
 import typer
@@ -296,9 +296,11 @@ def small_clip(
     options.at_least(1, steps=steps)
     options.check_out(out)
     with loading("training the CLIP of Moving Shapes"):
+        from ..progress import Steps
         from ..scenes import pretrain_small_clip
-    with step_progress(steps, "training CLIP") as on_step:
-        figures = pretrain_small_clip(out, steps, seed, lambda step, loss: on_step(loss))
+    with Steps(steps, "training CLIP") as bar:
+        tell_loss = lambda step, loss: bar.add(f"loss {loss:.3f}")  # noqa: E731
+        figures = pretrain_small_clip(out, steps, seed, tell_loss)
     show({"small CLIP": [{name: str(value) for name, value in figures.items()}]})
     print(f"saved to {out}")
 

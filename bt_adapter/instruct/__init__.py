@@ -20,9 +20,7 @@ from .loop import (
     branch_parameters_read,
     for_dialogues,
     optimizer_of,
-    rate,
     rate_of,
-    step_once,
     train_parameters,
 )
 
@@ -88,10 +86,8 @@ __all__ = [
     "greedy_answers",
     "make_batch",
     "optimizer_of",
-    "rate",
     "rate_of",
     "said_of_many",
-    "step_once",
     "tokens_of",
     "train_parameters",
 ]

@@ -16,7 +16,7 @@ from .. import moving_shapes as world
 from ..branch import BTAdapter
 from ..chat import TEMPLATES, VideoTower, plug, tower_path, written
 from .dialogues import QUESTIONS, answers
-from ..progress import progress
+from ..pixels import transformed
 
 # %% ../../nbs/workshop/instruct/asking.ipynb #8c099a6f
 def encoded(
@@ -25,11 +25,8 @@ def encoded(
     chunk: int = 32,
 ) -> torch.Tensor:  # (n, 1 + n', d)
     "The tokens of many clips."
-    found = []
-    for start in progress(range(0, len(clips), chunk), "frozen states"):
-        some = torch.stack([tower.transform(clip) for clip in clips[start : start + chunk]])
-        found.append(tower.encode(some))
-    return torch.cat(found)
+    several = transformed(tower, clips, chunk, "frozen states")
+    return torch.cat([tower.encode(frames) for frames in several])
 
 # %% ../../nbs/workshop/instruct/asking.ipynb #912c05f5
 @torch.no_grad()

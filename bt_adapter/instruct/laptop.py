@@ -43,8 +43,8 @@ from .dialogues import (
     tokens_of,
 )
 from .loop import InstructConfig, branch_parameters_read, train_parameters
+from ..pixels import transformed
 from ..precision import autocast_context, fast_dtype
-from ..progress import progress
 from ..runs import make_folder, write_card
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #68fc4bf4
@@ -215,11 +215,8 @@ def tower_states(
     chunk: int = 16,
 ) -> torch.Tensor:  # bf16 (n, states, t, 1 + l, d)
     "What the branch reads of many clips."
-    found = []
-    for start in progress(range(0, len(clips), chunk), "frozen states"):
-        some = torch.stack([tower.transform(clip) for clip in clips[start : start + chunk]])
-        found.append(torch.stack(tower.states(some, tower.branch_pool.states), 1).bfloat16())
-    return torch.cat(found)
+    several, wanted = transformed(tower, clips, chunk, "frozen states"), tower.branch_pool.states
+    return torch.cat([torch.stack(tower.states(some, wanted), 1).bfloat16() for some in several])
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #cd46c28c
 def tuned_on_clips(

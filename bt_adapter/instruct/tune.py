@@ -8,7 +8,6 @@ __all__ = ['read_dialogues', 'dialogues_here', 'tuned_weights', 'readable', 'dia
 
 # %% ../../nbs/workshop/instruct/tune.ipynb #eace1737
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -39,10 +38,10 @@ from .loop import (
     for_dialogues,
     train_parameters,
 )
-from ..precision import autocast_context, fast_copy, fast_dtype
+from ..precision import autocast_context, fast_dtype
 from ..pretrain import clip_states as states_of_files
 from ..progress import progress
-from ..runs import make_folder, write_card
+from ..runs import write_card
 from ..store import FeatureStore, Key, file_stamp, read_states
 from ..trainer import Run
 
@@ -128,14 +127,10 @@ def keep_states(
     workers: int = 0,  # processes that decode
 ) -> tuple[FeatureStore, Report]:
     "A store with the states of all clips that can be read, and a report of the others."
-    make_folder(folder)
     clip, last = adapter.clip, adapter.config.states
     files = {dialogue_key(one): one for one in dialogues}
-    free = int(0.9 * shutil.disk_usage(folder).free)
-    kept = frozen.kept_in(folder) or frozen.choose_kept(clip, last, frames, len(files), free)
-    how = "middle frames, centre crop"
-    settings = frozen.store_settings(fast_copy(clip), last, frames, how, kept)
-    store = FeatureStore(folder, settings)
+    size = dict(last=last, frames=frames, entries=len(files))
+    store = frozen.open_store(folder, clip, how="middle frames, centre crop", **size)
     dataset = ClipDataset([*files.values()], clip.image_size, frames)
     report = states_of_files(clip, dataset, [[*files]], store, last, workers)
     return store, report

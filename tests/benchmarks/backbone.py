@@ -11,7 +11,6 @@ to be expected, with AVX-512 alone (avx512_bf16) two times, without either nothi
 """
 
 import argparse
-import datetime
 import statistics
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from temporal_attention import processor
 
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
-from bt_adapter.ledger import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv, today
 
 COLUMNS = (
     *("date", "device", "torch", "threads", "model", "frames", "case", "type", "rounds"),
@@ -67,7 +66,7 @@ def rows(args, seconds, embeddings):
         baseline = seconds[case, "fp32"]
         cosine = torch.cosine_similarity(embeddings[case, kind], embeddings[case, "fp32"])
         values = (
-            *(datetime.date.today().isoformat(), processor(), torch.__version__),
+            *(today(), processor(), torch.__version__),
             *(torch.get_num_threads(), args.model, args.frames, case, kind, args.rounds),
             *(f"{min(spent):.3f}", f"{statistics.median(spent):.3f}"),
             *(f"{min(baseline) / min(spent):.2f}", f"{cosine.item():.5f}"),

@@ -13,7 +13,6 @@ needs the package registry.
 """
 
 import argparse
-import datetime
 import os
 import resource
 import statistics
@@ -29,7 +28,7 @@ from temporal_attention import processor
 from bt_adapter import moving_shapes as world
 from bt_adapter.branch import BTAdapter
 from bt_adapter.chat import MERGE, VideoChat, image_chat_model, plug, smollm2
-from bt_adapter.ledger import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv, today
 from bt_adapter.precision import fast_dtype
 
 COLUMNS = ("date", "device", "torch", "threads", "case", "rounds", "least", "median", "unit")
@@ -94,7 +93,7 @@ def main():
     rounds = [one_round(model, tokenizer, scene, options.tokens) for scene in scenes][1:]
     cases["first token of a new clip"] = [first for first, _ in rounds], "CPU seconds"
     cases["a further token"] = [each for _, each in rounds], "CPU seconds"
-    about = (datetime.date.today().isoformat(), processor(), torch.__version__, 1)
+    about = (today(), processor(), torch.__version__, 1)
     rows = []
     for case, (values, unit) in cases.items():
         low, middle = min(values), statistics.median(values)

@@ -3,12 +3,12 @@
     python tests/benchmarks/kernels.py [--csv FILE] [--times FILE]
 
 Prints a row for each kernel: registers, spills, shared memory, the width of accesses to global
-memory, bytes and instructions. Ends with an error if one spills. --csv writes the rows to a file.
---times FILE instead times every backend on this machine's GPU, and appends the rows to FILE.
+memory, bytes and instructions. Ends with an error if one spills. --csv writes the rows
+to a file. --times FILE instead times every backend on this machine's GPU, and appends the rows to
+FILE. Rows are dated; those without a day in kernels.csv are older than the column.
 """
 
 import argparse
-import csv
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 import triton
 
 from bt_adapter.kernels import DTYPES, compile_report
+from bt_adapter.ledger import append_csv, dated, write_csv
 from bt_adapter.temporal_attention import BACKENDS, temporal_attention
 
 HALVES = [(cc, kind) for cc in (80, 89, 90) for kind in ("fp16", "bf16")]
@@ -75,32 +76,19 @@ def times(
     return rows
 
 
-def append(path: Path, rows: list[dict]):
-    "Add rows to a CSV file; the first ones bring the header."
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--csv", type=Path, help="write the rows to this file")
     parser.add_argument("--times", type=Path, help="time on this machine's GPU, append rows here")
     args = parser.parse_args()
     if args.times:
-        return append(args.times, times())
+        return append_csv(args.times, times())
     table = []
     for row in rows():
         table.append(row)
         print(*list(row.values())[2:], flush=True)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, table[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+        write_csv(args.csv, [dated(row) for row in table])
     if spilled := [row for row in table if row["spills"]]:
         sys.exit(f"{len(spilled)} of {len(table)} kernels spill registers")
 

@@ -16,7 +16,6 @@ The exit status is 1 if a figure is not as wanted.
 """
 
 import argparse
-import datetime
 import os
 import random
 import signal
@@ -44,7 +43,7 @@ from bt_adapter.datasets import (
     read_examples,
     write_shards,
 )
-from bt_adapter.ledger import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv, today
 from bt_adapter.losses import video_text_contrastive
 from bt_adapter.masking import tube_mask
 from bt_adapter.video import read_clip, sample_indices
@@ -220,7 +219,7 @@ def main():
         check_csv(args.csv, COLUMNS)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    made = (datetime.date.today().isoformat(), processor(), torch.__version__)
+    made = (today(), processor(), torch.__version__)
     table = []
     for name in args.measures or MEASURES:
         with tempfile.TemporaryDirectory() as folder:

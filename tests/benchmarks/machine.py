@@ -18,7 +18,6 @@ them, set ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2.
 """
 
 import argparse
-import datetime
 import statistics
 import tempfile
 import time
@@ -36,7 +35,7 @@ from bt_adapter import moving_shapes as world
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.folding import weight_product
-from bt_adapter.ledger import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv, today
 from bt_adapter.precision import fast_dtype
 
 COLUMNS = (
@@ -116,7 +115,7 @@ def seconds(case):
 def measure(wanted, threads, rounds):
     "Rows for the CSV file."
     torch.set_num_threads(threads)
-    about = (datetime.date.today().isoformat(), processor(), torch.__version__, threads)
+    about = (today(), processor(), torch.__version__, threads)
     for group in wanted:
         for name, cases in CASES[group]():
             turns = [[seconds(case) for case in cases.values()] for _ in range(rounds + 1)][1:]

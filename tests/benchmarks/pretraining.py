@@ -16,7 +16,6 @@ that the machine is fast in; it gives the time of a step and what each adapter i
 """
 
 import argparse
-import datetime
 import os
 import random
 import statistics
@@ -37,7 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bt_adapter import backbone, moving_shapes, pretrain, trainer
 from bt_adapter import scenes as shapes
 from bt_adapter.branch import BTAdapter
-from bt_adapter.ledger import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv, today
 from bt_adapter.masking import kept_patches
 from bt_adapter.muon import Muon
 from bt_adapter.precision import fast_copy
@@ -53,7 +52,7 @@ def row(case, measure, value, against, ratio):
     "One row for the CSV file; `against` names what the ratio's 1 is."
     words = sys.argv[1 : sys.argv.index("--csv")] if "--csv" in sys.argv else sys.argv[1:]
     command = " ".join(["pretraining.py", *words])
-    first = (datetime.date.today().isoformat(), processor(), torch.__version__, command)
+    first = (today(), processor(), torch.__version__, command)
     return dict(zip(COLUMNS, (*first, case, measure, value, against, ratio), strict=True))
 
 

@@ -10,7 +10,6 @@ last bit. Memory is the highest that the process has had so far, PyTorch itself 
 """
 
 import argparse
-import datetime
 import resource
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from temporal_attention import processor
 
-from bt_adapter.ledger import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv, today
 from bt_adapter.metrics import rank_figures, ranks, ranks_in_pieces
 
 COLUMNS = (
@@ -56,7 +55,7 @@ def measure(args, clips):
     recall = rank_figures(found, clips)["R@1"]
     device = processor() if args.device == "cpu" else torch.cuda.get_device_name()
     values = (
-        *(datetime.date.today().isoformat(), device, torch.__version__),
+        *(today(), device, torch.__version__),
         *(torch.get_num_threads(), clips, args.width, args.megabytes),
         *(f"{spent[0]:.1f}", f"{spent[1]:.1f}", f"{memory:.2f}", *differ, f"{recall:.2f}"),
     )

@@ -8,7 +8,6 @@ pseudo-terminal. FOLDER is another checkout of this repository, such as one made
 """
 
 import argparse
-import datetime
 import os
 import pty
 import select
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 from temporal_attention import processor
 
-from bt_adapter.ledger import append_csv, check_csv
+from bt_adapter.ledger import append_csv, check_csv, today
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("date", "device", "torch", "command", "case", "measure", "value", "against", "ratio")
@@ -72,7 +71,7 @@ def measure(args):
     "Rows for the CSV file: this checkout, and its ratio to the other one."
     roots = [ROOT, *([args.against.resolve()] if args.against else [])]
     words = f"startup.py --rounds {args.rounds}" + " --against FOLDER" * bool(args.against)
-    same = (datetime.date.today().isoformat(), processor(), torch.__version__, words)
+    same = (today(), processor(), torch.__version__, words)
     for command in WAITED:
         rounds = [[waiting(root, command) for root in roots] for _ in range(args.rounds + 1)]
         for number, name in enumerate(MEASURES):

@@ -10,7 +10,6 @@ W_t, as in the authors' code. --csv appends the rows, with the median ratio, to 
 """
 
 import argparse
-import datetime
 import platform
 import statistics
 import time
@@ -24,7 +23,7 @@ from einops import rearrange
 from torch import nn
 
 from bt_adapter.branch import TemporalLayer
-from bt_adapter.ledger import append_csv
+from bt_adapter.ledger import append_csv, today
 from bt_adapter.temporal_attention import choose_backend, temporal_attention
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -120,7 +119,7 @@ def rows(part, shape, kind, rounds):
         ratios = [own / pick for own, pick in zip(seconds, found[mode, picks[mode]])]
         yield (
             {
-                "date": datetime.date.today().isoformat(),
+                "date": today(),
                 "device": processor(),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
