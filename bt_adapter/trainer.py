@@ -9,7 +9,6 @@ __all__ = ['Batch', 'ProcessInfo', 'ParamGroup', 'PretrainConfig', 'MaskedPass',
 
 # %% ../nbs/workshop/trainer.ipynb #98fe07d2
 import json
-import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
