@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import bt_adapter
 from . import pixels
+from .files import first_line
 from .hub import OUT_OF_REACH, asking_hub
 from .plain_clip import load_plain_clip, load_tokenizer
 from .precision import chosen_dtype
@@ -368,7 +369,7 @@ def _load_folder(folder):
             model = open_clip.create_model(f"local-dir:{folder}")
         return model, load_tokenizer(folder)
     except Exception as error:  # open_clip, safetensors and json each have their own
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"The CLIP in {folder} is damaged and cannot be read: {reason}") from error
 
 # %% ../nbs/10_backbone.ipynb #03dec409
