@@ -63,7 +63,7 @@ def find_folder(
             reason = first_line(error) if reached else OUT_OF_REACH
     raise ValueError(f"{name} is no folder here, and the model hub does not give it: {reason}")
 
-# %% ../nbs/workshop/pretrained.ipynb #3f5a000b
+# %% ../nbs/workshop/pretrained.ipynb #8f3b1b16
 LARGEST = 2**20  # bytes of a file of settings
 BACKBONE = dict(name=str, pretrained=(str, type(None)), fingerprint=str)
 
@@ -84,7 +84,7 @@ def check_claims(weights: Path, config: object):
         if getattr(config, name, 0) > weights.stat().st_size:
             raise ValueError(f"{name} is {getattr(config, name)}, and {weights.name} is too small")
 
-
+# %% ../nbs/workshop/pretrained.ipynb #3f5a000b
 def read_folder(
     folder: Path,
     config_class: type,  # a dataclass: what the branch's settings become
