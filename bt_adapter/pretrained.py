@@ -107,7 +107,7 @@ def read_folder(
     check_weights(weights.items(), folder / WEIGHTS)
     return backbone, config, weights
 
-
+# %% ../nbs/workshop/pretrained.ipynb #59073867
 def check_backbone(folder: Path, backbone: dict, clip: FrozenCLIP):
     "Raises ValueError unless this is the CLIP that a folder tells of."
     theirs = f"{folder} was trained beside {backbone['name']}"

@@ -91,7 +91,8 @@ def _check_inside(path, folder):
         inside = Path(path).absolute()
         if inside.is_relative_to(place) and ".." not in inside.relative_to(place).parts:
             return
-    raise ClipError(f"{path} lies outside the folder of clips, {folder}.")
+    where = os.path.abspath(folder)
+    raise ClipError(f"{path} lies outside {where}; it is packed where --outside asks for that.")
 
 
 def _sample(example, number, inside):
