@@ -570,6 +570,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'bt_adapter/datasets/decoding.py'),
                                               'bt_adapter.datasets.decoding.DecoderEnded': ( 'workshop/datasets/decoding.html#decoderended',
                                                                                              'bt_adapter/datasets/decoding.py'),
+                                              'bt_adapter.datasets.decoding._pixels': ( 'workshop/datasets/decoding.html#_pixels',
+                                                                                        'bt_adapter/datasets/decoding.py'),
                                               'bt_adapter.datasets.decoding._serve': ( 'workshop/datasets/decoding.html#_serve',
                                                                                        'bt_adapter/datasets/decoding.py'),
                                               'bt_adapter.datasets.decoding.can_fork': ( 'workshop/datasets/decoding.html#can_fork',

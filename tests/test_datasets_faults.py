@@ -448,12 +448,19 @@ def test_apart_and_here_are_the_same(clip):
 
 
 def test_a_decoder_ends_with_its_parent_and_is_begun_anew():
-    apart = Decoder(lambda n: (n, os.getpid()) if n else os._exit(3))
-    (_, first), (_, same) = apart(1), apart(2)
+    apart = Decoder(lambda n: ((n, os.getpid()), None) if n else os._exit(3), 1)
+    (_, first), (_, same) = apart(1)[0], apart(2)[0]
     assert first == same != os.getpid()
     with pytest.raises(DecoderEnded, match="with status 3"):
         apart(0)
-    assert apart(4)[1] != first and apart.close() == 0
+    assert apart(4)[0][1] != first and apart.close() == 0
+
+
+def test_pixels_of_a_decoder_are_a_copy():
+    apart = Decoder(lambda n: (n, torch.full((2, 3), n, dtype=torch.uint8).numpy()), 6)
+    (one, ones), (two, twos) = apart(1), apart(2)
+    assert (one, two) == (1, 2) and (ones == 1).all() and (twos == 2).all()
+    assert apart.close() == 0
 
 
 def test_too_many_are_still_too_many(clip):

@@ -6,25 +6,39 @@
 __all__ = ['ENDING', 'DecoderEnded', 'Decoder', 'can_fork']
 
 # %% ../../nbs/workshop/datasets/decoding.ipynb #de0c0d03
+import gc
+import math
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from mmap import mmap
 from multiprocessing import Pipe
+
+import numpy as np
 
 # %% ../../nbs/workshop/datasets/decoding.ipynb #de0c0d06
 ENDING = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTERM", "SIGCHLD")
 
 
-def _serve(work, pipe):
+def _pixels(memory, shape):
+    "The array of a shape at the beginning of a memory."
+    return np.frombuffer(memory, np.uint8, math.prod(shape)).reshape(shape)
+
+
+def _serve(work, pipe, memory):
     "Answer what is asked, until nobody asks."
     try:
+        gc.freeze()  # what the parent left behind is the parent's to end
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for name in ENDING:
             signal.signal(signal.Signals[name], signal.SIG_DFL)  # a worker's own would print
         while True:
-            pipe.send(work(*pipe.recv()))
+            answer, pixels = work(*pipe.recv())
+            if pixels is not None:
+                _pixels(memory, pixels.shape)[:] = pixels
+            pipe.send((answer, None if pixels is None else pixels.shape))
     except EOFError:
         os._exit(0)
     finally:
@@ -38,20 +52,25 @@ class DecoderEnded(Exception):
 class Decoder:
     "A function in a process of its own, which is begun anew where it has died."
 
-    def __init__(self, work: Callable):
-        self.work, self.child, self.pipe = work, None, None
+    def __init__(
+        self,
+        work: Callable,  # (*asked) -> (answer, pixels), an array of bytes or None
+        size: int,  # of the pixels, bytes at most
+    ):
+        self.work, self.memory, self.child, self.pipe = work, mmap(-1, size), None, None
 
-    def __call__(self, *asked):
+    def __call__(self, *asked) -> tuple[object, np.ndarray | None]:
         "What `work` says of it. Raises DecoderEnded if that ended the process."
         if self.child is None:
             self._begin()
         try:
             self.pipe.send(asked)
-            return self.pipe.recv()
+            answer, shape = self.pipe.recv()
         except (EOFError, OSError):
             code = self.close()
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
             raise DecoderEnded(f"the process that decoded it was ended {how}") from None
+        return answer, None if shape is None else _pixels(self.memory, shape).copy()
 
     def _begin(self):
         self.pipe, theirs = Pipe()
@@ -60,7 +79,7 @@ class Decoder:
             self.child = os.fork()
         if not self.child:
             self.pipe.close()
-            _serve(self.work, theirs)
+            _serve(self.work, theirs, self.memory)
         theirs.close()
 
     def close(self) -> int:

@@ -10,6 +10,7 @@ __all__ = ['CLIP_PRESETS', 'ClipSettings', 'crop_frames', 'normalize_frames', 't
 # %% ../../nbs/workshop/datasets/loading.ipynb #7eae50d9
 import csv
 import io
+import math
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -279,20 +280,21 @@ class ClipDataset:
         return ReadClip(replace(example, data=None), None, reason)
 
     def _answer(self, index: int, state):
-        "As `read`, with the generator's state before and behind, as a pipe can carry them."
+        "As `read`, with the generator's state before and behind, as a `Decoder` carries them."
         generator = None if state is None else torch.Generator()
         if generator:
             generator.set_state(torch.from_numpy(state))
         example, frames, reason = self.read(index, generator)
-        frames = None if frames is None else frames.numpy()
-        return example, frames, reason, generator and generator.get_state().numpy()
+        state = generator and generator.get_state().numpy()
+        return (example, reason, state), None if frames is None else frames.numpy()
 
     def read_apart(self, index: int, generator: torch.Generator | None) -> ReadClip:
         "As `read`, in a process of its own, which a clip may end."
-        self._decoder = self._decoder or Decoder(self._answer)
+        size = 3 * self.frames * math.prod(self.size)
+        self._decoder = self._decoder or Decoder(self._answer, size)
         try:
             state = generator and generator.get_state().numpy()
-            example, frames, reason, state = self._decoder(index, state)
+            (example, reason, state), frames = self._decoder(index, state)
         except DecoderEnded as error:
             example = Example("", f"clip {index}")
             with suppress(Exception):
