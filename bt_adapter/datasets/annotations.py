@@ -74,7 +74,9 @@ def _gather(examples):
         first = found.setdefault(one.id, one)
         _check_same(one.id, first.path, one.path, first.span, one.span)
         captions.setdefault(one.id, []).extend(one.captions)
-    return [replace(one, captions=tuple(captions[name])) for name, one in found.items()]
+    several = {name for name, one in found.items() if len(captions[name]) > len(one.captions)}
+    found |= {name: replace(found[name], captions=tuple(captions[name])) for name in several}
+    return [*found.values()]
 
 # %% ../../nbs/workshop/datasets/annotations.ipynb #7f797808
 class _Finder:
