@@ -59,6 +59,7 @@ ROWS = {
     "quotations": (b'x.mp4,"a dog,,\ngrow.mp4,"a circle",,\n', "quotation mark that is not closed"),
     "huge field": (b"x.mp4," + b"x" * 200_000 + b",,\n", "cannot be read"),
     "long name": (b"x" * 300 + b".mp4,words,,\n", "too long"),
+    "long path": (b"x/" * 3000 + b"x.mp4,words,,\n", "too long"),
     "no number": (b"x.mp4,words,one,2\n", "could not convert"),
     "no length": (b"x.mp4,words,2,2\n", "no length"),
     "no time": (b"x.mp4,words,nan,2\n", "no length"),

@@ -228,10 +228,10 @@ def _file_name(name):
     "A file's name as a table gives it. Raises BadRow for what is none."
     if not name:
         raise BadRow("lacks its file")
-    if not isinstance(name, str) or any(len(part) > 255 for part in name.split("/")):
-        raise BadRow(
-            "names no file" if not isinstance(name, str) else "has a name that is too long"
-        )
+    if not isinstance(name, str):
+        raise BadRow("names no file")
+    if len(name) > 2000 or any(len(part) > 255 for part in name.split("/")):
+        raise BadRow("has a name that is too long")
     return name
 
 
