@@ -127,6 +127,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import bt_adapter
+from .files import first_line
 from .frozen_tower import all_finite
 from .hub import OUT_OF_REACH, asking_hub
 from .plain_clip import load_plain_clip, load_tokenizer
@@ -153,7 +154,7 @@ def _load_folder(folder):
             model = open_clip.create_model(f"local-dir:{folder}")
         return model, load_tokenizer(folder)
     except Exception as error:  # open_clip, safetensors and json each have their own
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"The CLIP in {folder} is damaged and cannot be read: {reason}") from error
 
 # %% ../nbs/workshop/backbone/loading.ipynb #03dec409

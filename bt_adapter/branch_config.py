@@ -71,6 +71,10 @@ class BranchConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number, 1 or more, not {value!r}.")
+            if value > 2**16:  # before memory is asked for
+                raise ValueError(f"{name} must be at most {2**16}, not {value!r}.")
+        if not isinstance(self.align, bool):
+            raise ValueError(f"align must be true or false, not {self.align!r}.")
 
     @property
     def states(self) -> int:

@@ -17,7 +17,7 @@ import torch
 from . import moving_shapes as world
 from .chat import plug_small, small_host, tower_path
 from .figures import Picture, contact_sheet
-from .files import write_whole
+from .files import read_json, write_whole
 from .instruct import QUESTIONS, answers, encoded, said_of_many
 
 # %% ../nbs/56_gallery.ipynb #f04dc539
@@ -65,8 +65,8 @@ def recorded(folder: Path) -> list[dict]:
     path = folder / RECORD
     if not path.is_file():
         return []
-    found = json.loads(path.read_text())
-    if found["weights"] != weights_of(folder):
+    found = read_json(path, dict)
+    if found.get("weights") != weights_of(folder):
         raise ValueError(f"{path} was recorded with other weights: record it again.")
     return [dict(zip(found["columns"], row)) for row in found["rows"]]
 

@@ -239,18 +239,16 @@ class StoredBatches:
 # %% ../nbs/workshop/pretrain.ipynb #480077fe
 def _listed(examples):
     "Name, path, captions and span of all examples, without their bytes; no path if unreadable."
-    from .video import ClipError
+    from .datasets.loading import check_example
 
     found = []
     for i in range(len(examples)):
         try:
             example = examples[i]
+            check_example(example, captioned=True)
             found.append((example.id, example.path, example.captions, example.span))
-        except (ClipError, OSError):
+        except Exception:  # the data set will say why, and count it
             found.append((f"number {i}", "", ("",), None))
-    silent = [name for name, path, captions, _ in found if path and not any(captions)]
-    if silent:
-        raise ValueError(f"{len(silent)} clips have no caption, the first is {silent[0]}.")
     return found
 
 
@@ -268,7 +266,7 @@ def _clip_source(run, clip, examples, config, store, views, workers, broken, rea
     from .datasets import ClipDataset, loader
 
     random = not store or views > 1
-    draws = dict(training=random, seed=config.seed, reader=reader)
+    draws = dict(training=random, seed=config.seed, reader=reader, captioned=True)
     dataset = ClipDataset(examples, clip.image_size, config.frames, **draws)
     if not store:
         own = run.ranks.share(config.batch)

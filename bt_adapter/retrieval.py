@@ -14,6 +14,7 @@ __all__ = ['OF_SCENES', 'RANKS', 'DATA_FIGURES', 'mean_pooled', 'adapted', 'wron
 import hashlib
 import itertools
 import json
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -39,6 +40,7 @@ from .datasets import (
     loader,
     normalize_frames,
 )
+from .datasets.loading import check_example
 from .files import write_whole
 from .frozen_tower import fingerprint
 from .metrics import nearest, rank_figures, ranks_in_pieces
@@ -259,10 +261,16 @@ def check_examples(
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise ValueError(f"{len(twice)} ids occur more than once, the first is {twice[0]}")
-    silent = [example.id for example in examples if not example.captions]
-    if silent:
+    silent = [e.id for e in examples if not e.captions and not e.fault]
+    if silent and not skip:
         raise ValueError(f"{len(silent)} clips have no caption, the first is {silent[0]}")
-    missing = [e for e in examples if e.data is None and not Path(e.path).is_file()]
+    bad = [e for e in examples if e.fault]
+    if bad and not skip:
+        raise ValueError(
+            f"{bad[0].path} {bad[0].fault}: mend it, or leave such rows out with --skip"
+        )
+    missing = [e for e in examples if e.data is None and not os.path.isfile(e.path)]
+    missing += [e for e in examples if e.id in silent and e not in missing]
     if missing and (not skip or len(missing) == len(examples)):
         raise ValueError(
             f"{len(missing)} of {len(examples)} captions have no clip, the first expects "
@@ -285,7 +293,9 @@ class ShardClips:
         self.known, self.numbers = [], []
         for number in progress(self.listed, "reading shards"):
             try:
-                self.known.append(replace(shards[number], data=b""))
+                example = replace(shards[number], data=b"")
+                check_example(example, captioned=skip)
+                self.known.append(example)
                 self.numbers.append(number)
             except ClipError:
                 if not skip:

@@ -21,7 +21,7 @@ import torch
 from einops import rearrange
 
 from .backbone import FrozenCLIP
-from .files import write_whole
+from .files import read_json, write_whole
 from .precision import fast_copy
 from .runs import make_folder
 
@@ -109,7 +109,7 @@ class FeatureStore:
         make_folder(self.folder)
         card, mine = self.folder / "store.json", asdict(settings)
         try:
-            theirs = json.loads(card.read_text()) if card.is_file() else mine
+            theirs = read_json(card, dict) if card.is_file() else mine
         except ValueError:
             raise ValueError(
                 f"{card} is damaged: delete the folder, it can be made anew."
@@ -213,10 +213,10 @@ def choose_kept(
 
 # %% ../nbs/workshop/store.ipynb #3d6e5e10
 def kept_in(folder: Path) -> str | None:
-    "What a store that is there keeps; None if there is none."
+    "What a store that is there keeps; None if there is none. Raises ValueError if it is damaged."
     try:
-        return json.loads((folder / "store.json").read_text())["kept"]
-    except (OSError, ValueError, KeyError):
+        return read_json(folder / "store.json", dict).get("kept")
+    except OSError:
         return None
 
 # %% ../nbs/workshop/store.ipynb #55963232

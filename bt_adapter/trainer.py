@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .branch import BranchConfig, BTAdapter
-from .files import clear_parts
+from .files import clear_parts, read_json
 from .fitting import Schedule, descend, raise_for_clips, run_steps
 from .losses import masked_branching_cross_modal_alignment, video_text_contrastive
 from .masking import keep_patches, tube_mask
@@ -389,7 +389,7 @@ class Run:
         if not self.resume or self.checkpoint.is_file() or not card.is_file():
             return None
         try:
-            found = json.loads(card.read_text())
+            found = read_json(card, dict)
         except ValueError:
             raise ValueError(f"{card} is damaged: delete it, or choose another folder.") from None
         return found if found.get("run") == same else None

@@ -774,7 +774,9 @@ def test_command_for_own_clips(examples, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "1 clips could not be read: they are in runs/adapter/broken.csv" in done.stdout
     done = bta_pretrain("shards", "captions.csv", "packed", cwd=tmp_path)
-    assert done.returncode == 0 and "13 clips are in packed" in done.stdout
+    assert done.returncode == 2 and "--outside" in done.stderr  # the clips lie elsewhere
+    done = bta_pretrain("shards", "captions.csv", "packed", "--outside", cwd=tmp_path)
+    assert done.returncode == 0 and "12 clips are in packed" in done.stdout
 
 
 @pytest.mark.slow

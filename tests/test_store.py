@@ -11,6 +11,7 @@ from tiny import tiny_clip
 from bt_adapter.store import (
     FeatureStore,
     Key,
+    StoreSettings,
     choose_kept,
     entry_bytes,
     file_stamp,
@@ -140,7 +141,8 @@ def test_a_damaged_card_is_one_sentence(store):
     (store.folder / "store.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged: delete the folder"):
         FeatureStore(store.folder, store.settings)
-    assert kept_in(store.folder) is None
+    with pytest.raises(ValueError, match=r"store\.json"):
+        kept_in(store.folder)
 
 
 def test_a_file_in_the_folders_place_is_one_sentence(clip, tmp_path):
@@ -171,3 +173,14 @@ def test_room_decides_what_is_kept(clip, states):
     assert choose_kept(clip, LAST, 2, 10, 30 * small - 1) == "first"
     with pytest.raises(ValueError, match=r"needs .* GB and .* GB are free"):
         choose_kept(clip, LAST, 2, 10, 10 * small - 1)
+
+
+@pytest.mark.parametrize("card", ["[]", "5", "null", "[" * 20_000, '{"kept": ', '{"kept": 5}'])
+def test_a_card_of_a_store_that_is_none_is_one_sentence(card, tmp_path):
+    (tmp_path / "store.json").write_text(card)
+    with pytest.raises(ValueError, match=str(tmp_path)) as caught:
+        FeatureStore(tmp_path, StoreSettings("f", "float32", 5, 8, "centre"))
+    assert "\n" not in str(caught.value)
+    if card != '{"kept": 5}':  # which the settings of a store refuse
+        with pytest.raises(ValueError, match=r"store\.json"):
+            kept_in(tmp_path)

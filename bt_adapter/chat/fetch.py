@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from . import limited_pip
-from ..files import replacing
+from ..files import read_json, replacing
 
 # %% ../../nbs/workshop/chat/fetch.ipynb #416e1e42
 SMOLLM2 = dict(  # by Hugging Face TB, licence Apache-2.0
@@ -127,7 +127,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 def is_whole(folder: Path) -> bool:
     "Does a folder hold what was written into it, and nothing else?"
     try:
-        return json.loads((folder / HASHES).read_text()) == file_hashes(folder)
+        return read_json(folder / HASHES) == file_hashes(folder)
     except (OSError, ValueError):
         return False
 

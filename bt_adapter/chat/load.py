@@ -7,7 +7,6 @@ __all__ = ['MERGE', 'TUNED', 'add_lora', 'small_clip', 'small_host', 'plug_small
            'tuned_adapter', 'load_chat']
 
 # %% ../../nbs/workshop/chat/load.ipynb #c304c716
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from .fetch import smollm2, without_bars
 from .hosts import image_chat_model
 from .plug import Plugged, plug
 from .tower import POOLINGS
+from ..files import read_json
 from ..precision import fast_dtype, usable_device
 
 # %% ../../nbs/workshop/chat/load.ipynb #7a6c1e0b
@@ -32,7 +32,7 @@ def add_lora(
     "W + (alpha / r) B A, for every weight that a LoRA changes. Raises ValueError for other kinds."
     from safetensors.torch import load_file
 
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = read_json(folder / "adapter_config.json", dict)
     other = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
     weights = load_file(folder / "adapter_model.safetensors")
     pairs = {n: n.replace(".lora_A.", ".lora_B.") for n in weights if ".lora_A." in n}
@@ -67,7 +67,7 @@ def small_host(
     state = load_file(words / "model.safetensors")
     add_lora(state, folder / "lora")
     state = {name: weight.to(fast_dtype()) for name, weight in state.items()}
-    language = llama_of(state, json.loads((words / "config.json").read_text()))
+    language = llama_of(state, read_json(words / "config.json", dict))
     model = image_chat_model(clip, language, merge=MERGE)
     model.usual_template = "smollm2"
     return model, AutoTokenizer.from_pretrained(words)

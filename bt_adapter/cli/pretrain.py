@@ -11,6 +11,7 @@ __all__ = ['app', 'OF_DATA', 'check_recipe', 'Pretraining', 'tell', 'adapter', '
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #a7da9ecd
 from . import console, options
@@ -276,15 +277,18 @@ def shards(
     clips: options.ClipFolder = None,
     split: options.Split = None,
     per_shard: options.PerShard = 1000,
+    outside: Annotated[bool, typer.Option(help="pack clips outside their folder, too")] = False,
 ):
     "Write clips and captions as WebDataset shards, to be read as a stream."
     options.check_format(data, layout)
     with loading():
         from ..datasets import read_examples, write_shards
-    report = write_shards(read_examples(data, layout, clips, split), folder, per_shard)
+    inside = None if outside else clips or (data if data.is_dir() else data.parent)
+    examples = read_examples(data, layout, clips, split)
+    report = write_shards(examples, folder, per_shard, inside=inside)
     if report.broken:
         report.write(folder / "broken.csv")
-        print(f"{len(report.broken)} clips could not be read: they are in {folder}/broken.csv")
+        print(f"{len(report.broken)} clips were left out: they are in {folder}/broken.csv")
     print(f"{report.tried - report.failed} clips are in {folder}")
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #d04692dd

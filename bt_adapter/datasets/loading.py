@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['CLIP_PRESETS', 'ClipSettings', 'crop_frames', 'normalize_frames', 'tokenize', 'encode_tokens', 'encode_texts',
-           'TooManyBroken', 'Report', 'ClipItem', 'ClipDataset', 'ClipBatch', 'ClipLoader', 'loader']
+           'TooManyBroken', 'Report', 'BrokenClip', 'ReadClip', 'ClipItem', 'check_example', 'ClipDataset', 'ClipBatch',
+           'ClipLoader', 'loader']
 
 # %% ../../nbs/workshop/datasets/loading.ipynb #7eae50d9
 import csv
 import io
+import math
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from multiprocessing import ProcessError
@@ -27,7 +30,8 @@ from einops import rearrange
 from .. import pixels
 from ..backbone import FrozenCLIP
 from .annotations import Example
-from ..files import write_whole
+from .decoding import Decoder, DecoderEnded, can_fork
+from ..files import first_line, write_whole
 from ..progress import chunks
 from ..video import ClipError, check_reader, read_clip
 
@@ -197,9 +201,28 @@ class Report:
     def write(self, path: str | Path):
         "The broken clips as CSV: path, reason."
         csv.writer(text := io.StringIO()).writerows([("path", "reason"), *self.broken.items()])
-        write_whole(path, text.getvalue().encode())
+        write_whole(path, text.getvalue().encode(errors="backslashreplace"))
 
 # %% ../../nbs/workshop/datasets/loading.ipynb #2cc56828
+class BrokenClip(ClipError):
+    "A clip that cannot be read, for reasons that lie outside its file."
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self):
+        return f"Cannot read {self.path}: {self.reason}."
+
+
+class ReadClip(NamedTuple):
+    "A clip that was read, or why it could not be."
+
+    example: Example  # without its file
+    frames: torch.Tensor | None  # uint8 (t, 3, height, width)
+    reason: str = ""
+
+
 class ClipItem(NamedTuple):
     "One clip of a `ClipDataset`."
 
@@ -209,6 +232,16 @@ class ClipItem(NamedTuple):
     caption: str
     tried: int  # clips tried to get here
     broken: list[tuple[str, str]]  # path and reason of those that failed
+
+
+def check_example(example: Example, captioned: bool):
+    "Raises ClipError for a row that is no clip's, and for captions that are none."
+    if example.fault:
+        raise ClipError(f"{example.path} {example.fault}.")
+    if captioned:
+        if not example.captions or not all(caption.strip() for caption in example.captions):
+            raise ClipError(f"The clip {example.id} has no caption to learn from.")
+        "".join(example.captions).encode()  # half of a character is no text
 
 # %% ../../nbs/workshop/datasets/loading.ipynb #c9c45bab
 @dataclass(eq=False)
@@ -223,11 +256,14 @@ class ClipDataset:
     margin: float = 1.0  # as in `crop_frames`
     seed: int = 0
     reader: Literal["pyav", "decord"] = "pyav"  # as in `read_clip`
+    captioned: bool = False  # a clip without a caption counts as broken; `loader` knows
 
     def __post_init__(self):
         if not len(self.examples) or self.frames < 1 or self.margin < 1:
             raise ValueError("A dataset needs examples, frames and a margin, each of 1 or more.")
         check_reader(self.reader)
+        self._decoder = None  # a worker's own
+        self._decoder = None  # of a worker
         if isinstance(self.examples, list):
             self.examples = _Packed(self.examples)
 
@@ -243,19 +279,57 @@ class ClipDataset:
         clip = read_clip(example.path, self.frames, generator, *meant)
         return crop_frames(clip, self.size, self.margin, generator)
 
+    def read(self, index: int, generator: torch.Generator | None) -> ReadClip:
+        "The clip of that number. Whatever its reading raises is the reason why it is broken."
+        example = Example("", f"clip {index}")
+        try:
+            example = self.examples[index]
+            check_example(example, self.captioned)
+            return ReadClip(replace(example, data=None), self._frames(example, generator))
+        except (ClipError, OSError) as error:
+            example = replace(example, path=getattr(error, "path", example.path))
+            reason = str(error)
+        except Exception as error:
+            reason = f"Cannot read {example.path}: {type(error).__name__}: {first_line(error)}"
+        return ReadClip(replace(example, data=None), None, reason)
+
+    def _answer(self, index: int, state):
+        "As `read`, with the generator's state before and behind, as a `Decoder` carries them."
+        generator = None if state is None else torch.Generator()
+        if generator:
+            generator.set_state(torch.from_numpy(state))
+        example, frames, reason = self.read(index, generator)
+        state = generator and generator.get_state().numpy()
+        return (example, reason, state), None if frames is None else frames.numpy()
+
+    def read_apart(self, index: int, generator: torch.Generator | None) -> ReadClip:
+        "As `read`, in a process of its own, which a clip may end."
+        size = 3 * self.frames * math.prod(self.size)
+        self._decoder = self._decoder or Decoder(self._answer, size)
+        try:
+            state = generator and generator.get_state().numpy()
+            (example, reason, state), frames = self._decoder(index, state)
+        except DecoderEnded as error:
+            example = Example("", f"clip {index}")
+            with suppress(Exception):
+                example = replace(self.examples[index], data=None)
+            return ReadClip(example, None, f"Cannot read {example.path}: {error}.")
+        if generator:
+            generator.set_state(torch.from_numpy(state))
+        return ReadClip(example, None if frames is None else torch.from_numpy(frames), reason)
+
     def _draw(self, among: int, generator):
         return int(torch.randint(among, (1,), generator=generator)) if self.training else 0
 
     def item(self, epoch: int, index: int) -> ClipItem:
         "The clip of that number, a function of seed, epoch and index alone."
         generator, broken = _generator(self.seed, epoch, index), []
+        in_worker = torch.utils.data.get_worker_info() is not None and can_fork()
+        read = self.read_apart if in_worker else self.read
         for _ in range(20 if self.training else 1):
-            example = Example("", f"clip {index}")
-            try:
-                example = self.examples[index]
-                frames = self._frames(example, generator if self.training else None)
-            except (ClipError, OSError) as error:
-                broken.append((example.path, str(error)))
+            example, frames, reason = read(index, generator if self.training else None)
+            if frames is None:
+                broken.append((example.path, reason))
                 index = self._draw(len(self), generator) if self.training else index
                 continue
             captions = example.captions or ("",)
@@ -282,8 +356,6 @@ def _collate(items, tokenizer, length):
     if not good:
         return None, tried, broken
     captions = [item.caption for item in good]
-    if tokenizer is not None and not all(captions):
-        raise ValueError(f"The clip {good[captions.index('')].id} has no caption to learn from.")
     tokens = torch.empty(len(good), 0, dtype=torch.long)
     if tokenizer is not None:
         tokens = tokenize(captions, tokenizer, length)
@@ -402,6 +474,7 @@ def loader(
         raise ValueError(
             f"{len(dataset)} clips do not fill one batch of {batch * world}: make it smaller."
         )
+    dataset = replace(dataset, captioned=dataset.captioned or tokenizer is not None)
     collate = partial(_collate, tokenizer=tokenizer, length=tokens)
     return ClipLoader(
         dataset,

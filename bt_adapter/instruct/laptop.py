@@ -8,7 +8,6 @@ __all__ = ['SHARPNESS', 'LORA', 'LAPTOP', 'picture', 'some_turns', 'batches_of',
            'tuned_on_clips', 'save_projector', 'make_small_chat', 'seeds_of', 'answers_over_seeds']
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #39d7dde4
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..chat import (
     tower_path,
     unplug,
 )
-from ..files import write_whole
+from ..files import read_json, write_whole
 from .asking import asked_about_clips, encoded
 from .dialogues import (
     QUESTIONS,
@@ -311,7 +310,7 @@ def make_small_chat(
 def seeds_of(folder: Path) -> list[list[dict]]:  # seed -> rows of `make_small_chat`
     "The figures of the run that made a chat model, and of those in its folder `seeds`."
     cards = [folder / "training.json", *sorted((folder / "seeds").glob("*.json"))]
-    return [json.loads(c.read_text())["exact_match_percent"] for c in cards if c.is_file()]
+    return [read_json(c, dict)["exact_match_percent"] for c in cards if c.is_file()]
 
 
 def answers_over_seeds(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PREFIXES', 'Rule', 'CLIP_PARTS', 'SPATIAL_PARTS', 'TEMPORAL_PARTS', 'TO_EVA', 'OPEN_CLIP_QKV', 'read_file',
-           'plain_names', 'join', 'split', 'both', 'hf_layer', 'eva_layer', 'Layout', 'count', 'layout_of',
-           'branch_rules', 'tower_rules', 'eva_tower_rules', 'text_rules', 'rules_of', 'from_released', 'to_released',
-           'check_names']
+           'plain_names', 'dimensions', 'check_dimensions', 'join', 'split', 'both', 'hf_layer', 'eva_layer', 'Layout',
+           'count', 'layout_of', 'branch_rules', 'tower_rules', 'eva_tower_rules', 'text_rules', 'rules_of',
+           'from_released', 'to_released', 'check_names']
 
 # %% ../../nbs/workshop/released/layout.ipynb #b168a9b0
 import re
@@ -17,6 +17,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+
+from ..files import first_line
 
 # %% ../../nbs/workshop/released/layout.ipynb #6b15a74b
 def read_file(path: Path) -> dict:
@@ -56,6 +58,28 @@ def plain_names(state: Mapping) -> dict:
         if not new.endswith("position_ids"):  # 0, 1, 2, ...: no weight
             plain[new] = tensor
     return plain
+
+# %% ../../nbs/workshop/released/layout.ipynb #5bb031e3
+def dimensions(name: str) -> tuple[int, ...]:
+    "How many dimensions a tensor of this plain name may have, none if the name does not say."
+    if name == "pos_embed":
+        return (3,)
+    if name.endswith("bias"):
+        return (1,)
+    if not name.endswith(".weight"):
+        return ()
+    if "patch_embed" in name:
+        return (4,)
+    return (1,) if "norm" in name else (1, 2) if "extra_proj" in name else (2,)
+
+
+def check_dimensions(state: Mapping):
+    "Raises ValueError for a tensor of another kind than its name says."
+    for name, tensor in state.items():
+        wanted = dimensions(name)
+        if wanted and tensor.ndim not in wanted:
+            kind = " or ".join(map(str, wanted))
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {kind} dimensions.")
 
 # %% ../../nbs/workshop/released/layout.ipynb #9f9da54a
 Rule = namedtuple("Rule", "ours theirs form", defaults=("",))
@@ -234,8 +258,13 @@ def rules_of(layout: Layout, text: str = "clip.model.text.") -> list[Rule]:
 
 
 def from_released(state: Mapping, rules: list[Rule]) -> dict[str, torch.Tensor]:
-    "Their tensors under our names."
-    return {rule.ours: join([state[name] for name in rule.theirs], rule.form) for rule in rules}
+    "Their tensors under our names. Raises ValueError for tensors that do not go together."
+    try:
+        return {rule.ours: join([state[name] for name in rule.theirs], rule.form) for rule in rules}
+    except RuntimeError as error:
+        raise ValueError(
+            f"Tensors of this checkpoint differ in shape: {first_line(error)}"
+        ) from error
 
 
 def to_released(tensors: Mapping, rules: list[Rule]) -> dict[str, torch.Tensor]:

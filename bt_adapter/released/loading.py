@@ -24,6 +24,7 @@ from ..frozen_tower import tower_parts
 from .layout import (
     Layout,
     branch_rules,
+    check_dimensions,
     check_names,
     from_released,
     layout_of,
@@ -222,6 +223,7 @@ def read_released(source: str | Path | Mapping) -> tuple[dict, Layout]:
     state = plain_names(read_file(Path(source)) if isinstance(source, str | Path) else source)
     layout = layout_of(state)
     check_names(state, rules_of(layout))
+    check_dimensions(state)
     check_weights(state.items(), source if isinstance(source, str | Path) else "This checkpoint")
     return state, layout
 
