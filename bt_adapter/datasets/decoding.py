@@ -45,7 +45,7 @@ def _serve(work, pipe, memory):
         os._exit(1)
 
 # %% ../../nbs/workshop/datasets/decoding.ipynb #de0c0d07
-class DecoderEnded(Exception):
+class DecoderEnded(ChildProcessError):
     "The process ended while it worked; the message says how."
 
 
