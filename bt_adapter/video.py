@@ -185,7 +185,8 @@ def _good_frames(container, stream, canvas):
     decoded = _decoder(stream)
     for packet in _packets(container, stream):
         for frame in decoded(packet):
-            canvas.check(frame.width, frame.height)
+            if (frame.width, frame.height) != canvas.stored:
+                canvas.check(frame.width, frame.height)
             if not frame.is_corrupt:
                 yield frame
 
@@ -388,14 +389,14 @@ def _walk(path, data, survey, reel):
         warnings.warn(f"{told} stand in.", DamageWarning, stacklevel=3)
 
 # %% ../nbs/workshop/video.ipynb #f6202f19
-def _sampled(path, survey, meant, frames, generator, by):
+def _sampled(survey, meant, frames, generator, by):
     "Indices of the frames wanted, from those that are meant."
     if by == "frames":
         return [meant[i] for i in sample_indices(len(meant), frames, generator).tolist()]
     starts, after = [survey.shown[i] for i in meant], meant[-1] + 1
     end = survey.shown[after] if after < len(survey.shown) else survey.end
-    if (end - starts[0]) * frames >= 2**62:
-        raise ClipError(f"Cannot read {path} by time: its times are out of all measure.")
+    coarse = max(0, ((end - starts[0]) * frames).bit_length() - 62)  # 64 bits must do
+    starts, end = [t - starts[0] >> coarse for t in starts], end - starts[0] >> coarse
     return [meant[i] for i in sample_times(starts, end, frames, generator).tolist()]
 
 
@@ -549,7 +550,7 @@ def read_clip(
         meant = _inside(path, survey, span)
         if not meant:
             raise ClipError(f"Cannot read {path}: it holds no frames.")
-        indices = _sampled(path, survey, meant, frames, generator, by)
+        indices = _sampled(survey, meant, frames, generator, by)
         if reader == "decord":
             return _read_with_decord(path, stream, survey, indices, data)
         reel = _Reel(indices, canvas)

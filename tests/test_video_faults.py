@@ -233,9 +233,25 @@ def two_sizes(path, codec, **options):
     return path
 
 
-@pytest.mark.parametrize("codec, name", [("libvpx-vp9", "a.webm"), ("libvpx", "b.webm")])
-def test_a_size_that_changes_at_a_key_frame_is_told_for_every_request(tmp_path, codec, name):
-    path = two_sizes(tmp_path / name, codec)
+IN_BAND = (
+    {"options": {"x264-params": "repeat-headers=1"}},
+    {"options": {"x265-params": "log-level=none:repeat-headers=1"}},
+)
+
+
+@pytest.mark.parametrize(
+    "codec, name, options",
+    [
+        ("libvpx-vp9", "a.webm", {}),
+        ("libvpx", "b.webm", {}),
+        ("libx264", "c.mkv", IN_BAND[0]),
+        ("libx265", "d.mkv", IN_BAND[1]),
+    ],
+)
+def test_a_size_that_changes_at_a_key_frame_is_told_for_every_request(
+    tmp_path, codec, name, options
+):
+    path = two_sizes(tmp_path / name, codec, **options)
     for frames, span in ((1, None), (8, None), (3, (0, 0.5)), (40, None)):
         with pytest.raises(ClipError, match="two sizes"):
             read_clip(path, frames, span=span)
@@ -564,6 +580,17 @@ def test_a_film_with_pauses(tmp_path, name):
     assert part[-1] == 14
     (clip,) = read_clips([path], 5, by="time")
     assert numbers(clip) == by_time
+
+
+def test_times_out_of_all_measure_do_not_change_the_verdict(tmp_path):
+    path = encode(tmp_path / "a.ivf", numbered(60), "libvpx")
+    data = bytearray(path.read_bytes())
+    at = 32  # the frames follow the header
+    for _ in range(59):
+        at += 12 + int.from_bytes(data[at : at + 4], "little")
+    data[at + 4 : at + 12] = (2**61).to_bytes(8, "little")  # when the last frame is shown
+    for request in REQUESTS[:3] + REQUESTS[-2:]:
+        assert len(read_clip("a.ivf", data=bytes(data), **request)) == request.get("frames", 8)
 
 
 def test_settings_that_are_none(tmp_path):
