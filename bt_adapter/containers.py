@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MEDIA_FORMATS', 'SUFFIXES', 'STRANGERS', 'SEGMENT', 'ASF_PROPERTIES', 'SIZES', 'BEGINNINGS', 'UNCLEAR',
-           'ClipError', 'check_file', 'why_no_video', 'declared_size', 'is_clip', 'find_clips', 'list_clips']
+           'ClipError', 'check_file', 'why_no_video', 'declared_size', 'declared_seconds', 'check_whole', 'is_clip',
+           'find_clips', 'list_clips']
 
 # %% ../nbs/workshop/containers.ipynb #7fbfcc41
 import os
@@ -12,6 +13,7 @@ import re
 import stat
 import struct
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 # %% ../nbs/workshop/containers.ipynb #224b1acd
@@ -140,6 +142,33 @@ def declared_size(
 ) -> int | None:
     "How long a file says that it is, in bytes; None if it does not say."
     return SIZES[kind](head) if kind in SIZES else None
+
+# %% ../nbs/workshop/containers.ipynb #c3469f1c
+def declared_seconds(container, stream):
+    "How many seconds the header promises for this stream; 0 if it does not."
+    told = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if told:
+        return 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3])
+    return (container.duration or 0) / 1e6
+
+
+def check_whole(path, container, stream, packets, head):
+    "Raises ClipError if a file without a list of packets, (pts, ..., duration), was cut off."
+    shown = sorted((pts, long or 0) for pts, _, _, long in packets if pts is not None) or [(0, 0)]
+    last, seconds = sum(shown[-1]), declared_seconds(container, stream)
+    if not shown[-1][1]:  # nothing says how long a frame lasts: as long as the others
+        last += Fraction(last - shown[0][0], len(shown))
+    last = float(last * stream.time_base)
+    size = declared_size(container.format.name, head)
+    missing = size is not None and size > container.size
+    if size is None and container.format.name.startswith("matroska"):
+        alone = len(container.streams) == 1 or "DURATION" in stream.metadata
+        missing = alone and last < seconds / 2  # a long last frame is no fault, half a film is one
+    if missing and (not seconds or last < seconds - 0.01):
+        there = (
+            f"{last:.1f} of {seconds:.1f} seconds are there" if seconds else "its end is missing"
+        )
+        raise ClipError(f"Cannot read {path}: it was cut off, {there}.")
 
 # %% ../nbs/workshop/containers.ipynb #3216bf89
 BEGINNINGS = re.compile(  # of files that hold video

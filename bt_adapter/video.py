@@ -9,7 +9,6 @@ __all__ = ['CONTAINERS', 'LONG', 'READERS', 'DECORD_CODECS', 'DECORD_PICTURES', 
 # %% ../nbs/workshop/video.ipynb #f653ffb1
 import multiprocessing
 import os
-import re
 import warnings
 from bisect import bisect
 from collections.abc import Iterable, Iterator
@@ -224,33 +223,6 @@ def _key_frame(packet, codec):
         return True, data[4:8] + bytes(byte >> 4 for byte in data[8:])
     return True, b""
 
-# %% ../nbs/workshop/video.ipynb #c3469f1c
-def _declared(container, stream):
-    "How many seconds the header promises for this stream; 0 if it does not."
-    told = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-    if told:
-        return 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3])
-    return (container.duration or 0) / 1e6
-
-
-def _whole(path, container, stream, packets, head):
-    "Raises ClipError if a file that keeps no list of its packets was cut off."
-    shown = sorted((pts, long or 0) for pts, _, _, long in packets if pts is not None) or [(0, 0)]
-    last, seconds = sum(shown[-1]), _declared(container, stream)
-    if not shown[-1][1]:  # nothing says how long a frame lasts: as long as the others
-        last += Fraction(last - shown[0][0], len(shown))
-    last = float(last * stream.time_base)
-    size = containers.declared_size(container.format.name, head)
-    missing = size is not None and size > container.size
-    if size is None and container.format.name.startswith("matroska"):
-        alone = len(container.streams) == 1 or "DURATION" in stream.metadata
-        missing = alone and last < seconds / 2  # a long last frame is no fault, half a film is one
-    if missing and (not seconds or last < seconds - 0.01):
-        there = (
-            f"{last:.1f} of {seconds:.1f} seconds are there" if seconds else "its end is missing"
-        )
-        raise ClipError(f"Cannot read {path}: it was cut off, {there}.")
-
 # %% ../nbs/workshop/video.ipynb #55c2e620
 def _survey(path, container, stream, head=b"", timed=True):
     "What the packets of a file tell; None if they do not tell which frames are shown."
@@ -267,7 +239,7 @@ def _survey(path, container, stream, head=b"", timed=True):
                 told |= {None, b""} if packet.has_sidedata("new_extradata") else set()
     count, indexed = len(packets), len(stream.index_entries)
     if head:
-        _whole(path, container, stream, packets, head)
+        containers.check_whole(path, container, stream, packets, head)
     elif count < indexed:
         raise ClipError(
             f"Cannot read {path}: it was cut off, {count} of {indexed} frames are there."
@@ -506,6 +478,29 @@ def _read_with_decord(path, stream, survey, indices, data=None):
         raise ClipError(f'Cannot read {path} with decord: {reason}; reader="pyav" may read it.')
     return found
 
+# %% ../nbs/workshop/video.ipynb #46d3403a
+def _read(path, frames, generator, span, data, reader, by, pixels, max_pixels, size):
+    "What `read_clip` gives, once the settings are checked."
+    with _opened(path, data, max_pixels) as (container, stream):
+        canvas = _canvas(path, stream, pixels, max_pixels, size)
+        head = _head(path, data) if container.format.name in containers.SIZES else b""
+        survey = _survey(path, container, stream, head, bool(head) or by == "time")
+        reason = _why_not_decord(container, stream, survey, canvas) if reader == "decord" else None
+        if reason:
+            raise ClipError(f'Cannot read {path} with decord: {reason}; reader="pyav" reads it.')
+        survey = survey or _count(path, data, canvas)
+        meant = _inside(path, survey, span)
+        if not meant:
+            raise ClipError(f"Cannot read {path}: it holds no frames.")
+        indices = _sampled(survey, meant, frames, generator, by)
+        if reader == "decord":
+            return _read_with_decord(path, stream, survey, indices, data)
+        reel = _Reel(indices, canvas)
+        _jump(container, stream, survey, reel)
+    if reel.left:
+        _walk(path, data, survey, reel)
+    return torch.from_numpy(reel.clip)
+
 # %% ../nbs/workshop/video.ipynb #8117dff1
 def read_clip(
     path: str | os.PathLike,  # of a video file
@@ -539,25 +534,7 @@ def read_clip(
         containers.check_file(path)
     elif not data:
         raise ClipError(f"Cannot read {path}: it is empty.")
-    with _opened(path, data, max_pixels) as (container, stream):
-        canvas = _canvas(path, stream, pixels, max_pixels, size)
-        head = _head(path, data) if container.format.name in containers.SIZES else b""
-        survey = _survey(path, container, stream, head, bool(head) or by == "time")
-        reason = _why_not_decord(container, stream, survey, canvas) if reader == "decord" else None
-        if reason:
-            raise ClipError(f'Cannot read {path} with decord: {reason}; reader="pyav" reads it.')
-        survey = survey or _count(path, data, canvas)
-        meant = _inside(path, survey, span)
-        if not meant:
-            raise ClipError(f"Cannot read {path}: it holds no frames.")
-        indices = _sampled(survey, meant, frames, generator, by)
-        if reader == "decord":
-            return _read_with_decord(path, stream, survey, indices, data)
-        reel = _Reel(indices, canvas)
-        _jump(container, stream, survey, reel)
-    if reel.left:
-        _walk(path, data, survey, reel)
-    return torch.from_numpy(reel.clip)
+    return _read(path, frames, generator, span, data, reader, by, pixels, max_pixels, size)
 
 # %% ../nbs/workshop/video.ipynb #94ea57cb
 def _read_job(job):
