@@ -8,6 +8,8 @@ Names at the top are imported when they are first used, so `import bt_adapter` c
 The modules, in the order of a clip's way through them:
 
 video, files        a file becomes eight exact frames; files are written whole or not at all
+containers          which files hold clips, and what is wrong with the others
+pictures            decoded frames, upright and in their shape
 shapes              shapes, colours and backgrounds, drawn without jagged edges
 moving_shapes       rendered clips that only time tells apart
 backbone            a frozen CLIP that hands out the states of its layers, by name

@@ -355,6 +355,15 @@ def test_what_fails_while_it_starts_is_one_sentence(tmp_path, code):
     assert not (tmp_path / "bta-demo.png").exists()
 
 
+def test_a_name_that_begins_with_a_dash(tmp_path):
+    (tmp_path / "-4wsuPCjDBc_5_15.avi").write_text("no clip")
+    name = "-4wsuPCjDBc_5_15.avi"
+    for arguments, told in (([name], True), (["./" + name], False), (["--", name], False)):
+        _, err = start(tmp_path, "demo", *arguments).communicate(timeout=60)
+        assert (f"is written ./{name}, or stands after a lone --" in err) == told, err
+        assert told or f"{name}: it is no video file" in err
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(tmp_path):
     run = start(tmp_path, "demo", torch="raise KeyError('x')")
     _, err = run.communicate(timeout=60)

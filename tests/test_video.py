@@ -104,7 +104,7 @@ def cut_start(path, frames):
 
 
 class Watched:
-    """A container that counts what is taken from it: packets of each walk, frames, threads."""
+    """A container that counts what is taken from it: packets of each walk, threads."""
 
     def __init__(self, container, seen):
         self.container, self.seen = container, seen
@@ -127,16 +127,19 @@ class Watched:
             self.seen["packets"][-1] += 1
             yield packet
 
-    def decode(self, *streams):
-        for frame in self.container.decode(*streams):
-            self.seen["counted"] += 1
-            yield frame
-
 
 def watch(monkeypatch):
     """What all files opened from now on are asked for."""
     seen, real = {"packets": [], "counted": 0, "threads": []}, av.open
     monkeypatch.setattr(av, "open", lambda *args, **kwargs: Watched(real(*args, **kwargs), seen))
+    walk = video._good_frames
+
+    def counted(*args):
+        for frame in walk(*args):
+            seen["counted"] += 1
+            yield frame
+
+    monkeypatch.setattr(video, "_good_frames", counted)
     return seen
 
 
@@ -637,7 +640,7 @@ def test_frames_that_lend_nothing_and_are_not_wanted_are_skipped(tmp_path):
     path.write_bytes(data)
     wanted = (118 / 25, 119 / 25)
     assert numbers(read_clip(path, 1, span=wanted)) == [118]
-    with pytest.raises(ClipError, match="damaged"):
+    with pytest.warns(video.DamageWarning, match="of 121 frames"):
         read_clip(path, 121)
 
 
@@ -686,8 +689,8 @@ def test_real_clips(real_clips):
         with av.open(str(path)) as container:
             frames = {i: f for i, f in enumerate(container.decode(video=0)) if i in wanted}
         expected = np.stack([frames[i].to_ndarray(format="rgb24") for i in wanted])
-        assert np.array_equal(read_clip(path, 8), expected)
-        both(path, 8)
+        assert np.array_equal(read_clip(path, 8, pixels="stored"), expected)
+        both(path, 8, pixels="stored")
 
 
 # ---------- files which are no clips
@@ -818,8 +821,8 @@ def test_no_frames_wanted(tmp_path, frames):
 def test_a_sentence_also_when_decoding_fails(tmp_path, capfd):
     write_clip(tmp_path / "a.mp4", numbered(60).copy())
     data = bytearray((tmp_path / "a.mp4").read_bytes())
-    start = data.index(b"mdat") + 4 + 700
-    data[start : start + 600] = bytes(range(200)) * 3
+    start = data.index(b"mdat") + 4
+    data[start : data.index(b"moov") - 4] = bytes(data.index(b"moov") - 4 - start)
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(ClipError, match=r"a\.mp4: .*damaged"):
         read_clip(tmp_path / "a.mp4")

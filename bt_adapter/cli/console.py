@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NO_MEMORY', 'NoSuchOption', 'leave_at_once', 'be_quick_to_leave', 'take_care', 'loading', 'table', 'show', 'note',
            'sentence', 'told_by_us', 'own_warnings', 'own_messages', 'spellings', 'command_lines', 'belongs_elsewhere',
-           'in_new_words', 'Knowing', 'Command', 'Group', 'check_nothing_before', 'Program', 'command', 'run']
+           'in_new_words', 'Knowing', 'Command', 'Group', 'check_nothing_before', 'Program', 'command', 'dashed_file',
+           'run']
 
 # %% ../../nbs/workshop/cli/console.ipynb #7aa687f5
 import json
@@ -239,6 +240,12 @@ def command(what: str) -> Program:
     return Program(help=what, cls=Group, **look)
 
 
+def dashed_file(arguments: list[str]) -> str | None:
+    "An argument that looks like an option and is the name of a file."
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return next((name for name in before if name.startswith("-") and Path(name).exists()), None)
+
+
 def run(app: typer.Typer):
     "Run a command line program; a mistake in its input is one sentence and exit status 2."
     be_quick_to_leave()
@@ -247,6 +254,11 @@ def run(app: typer.Typer):
             app()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except SystemExit as ended:
+        name = dashed_file(sys.argv[1:]) if ended.code == 2 else None
+        if name:
+            note(f"a name that begins with a dash is written ./{name}, or stands after a lone --")
+        raise
     except Exception as error:
         reason = sentence(error)
         if reason is None:
