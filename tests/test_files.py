@@ -141,7 +141,7 @@ NO_JSON = {
     "cut": b'{"a": [1, 2',
     "empty": b"",
     "html": b"<html>no such page</html>",
-    "latin": '{"a": "caf\xe9"}'.encode("latin-1"),
+    "latin": '{"a": "\xe9t\xe9"}'.encode("latin-1"),
     "deep list": b"[" * 20_000,
     "deep object": b'{"a":' * 20_000,
     "digits": b'{"a": ' + b"9" * 5_000 + b"}",
