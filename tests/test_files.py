@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and one way to do so."""
+"""Files that are written whole or not at all, and JSON that is read or told, each in one way."""
 
 import ast
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_interface import TREES
 
-from bt_adapter.files import replacing, write_whole
+from bt_adapter.files import parse_json, read_json, replacing, write_whole
 
 
 def contents(folder):
@@ -123,3 +123,48 @@ def test_the_small_clip_is_written_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda part, place: steps.append(Path(place).name))
     new_clip(tmp_path)
     assert steps == ["merges.txt.gz", "open_clip_config.json"] and not contents(tmp_path)
+
+
+NO_JSON = {
+    "cut": b'{"a": [1, 2',
+    "empty": b"",
+    "html": b"<html>no such page</html>",
+    "latin": '{"a": "caf\xe9"}'.encode("latin-1"),
+    "deep list": b"[" * 20_000,
+    "deep object": b'{"a":' * 20_000,
+    "digits": b'{"a": ' + b"9" * 5_000 + b"}",
+    "list": b"[1]",
+    "null": b"null",
+    "text": b'"a"',
+    "zeros": bytes(100),
+}
+
+
+@pytest.mark.parametrize("name", NO_JSON)
+def test_what_is_not_the_json_asked_for_is_one_sentence_that_names_the_file(name, tmp_path):
+    (tmp_path / "x.json").write_bytes(NO_JSON[name])
+    with pytest.raises(ValueError, match=r"x\.json") as caught:
+        read_json(tmp_path / "x.json", dict)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    with pytest.raises(ValueError, match=r"^line 7 of a"):
+        parse_json(NO_JSON[name], "line 7 of a", dict)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_in_every_encoding_that_names_itself(encoding, tmp_path):
+    (tmp_path / "x.json").write_text('{"a": "\xe9"}', encoding=encoding)
+    assert read_json(tmp_path / "x.json", dict) == {"a": "\xe9"}
+    assert read_json(tmp_path / "x.json", (list, dict)) == read_json(str(tmp_path / "x.json"))
+
+
+def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match="is no file, but"):
+            read_json(path)
+    (tmp_path / "x").write_bytes(b"[1]")
+    os.truncate(tmp_path / "x", 2**40)  # a hole: it takes no place on the disk
+    with pytest.raises(ValueError, match="bytes, more than"):
+        read_json(tmp_path / "x")
+    with pytest.raises(OSError):
+        read_json(tmp_path / "gone")
