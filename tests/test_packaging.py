@@ -90,8 +90,8 @@ LATE |= {
 LATE |= {"sympy"}  # torch's compiler, which takes as long to import as torch
 PICTURES = {"matplotlib", "PIL"}
 DRAWS = {"figures", "maps", "explorer", "gallery", "demo", "ablations", "benchmark", "instruct"}
-WITHOUT_TORCH = {"benchmark", "evaluation", "progress"}
-WITHOUT_TORCH |= {module for module in MODULES if module.startswith("cli.")}
+WITHOUT_TORCH = {"benchmark", "clip_names", "evaluation", "progress"}
+WITHOUT_TORCH |= {module for module in MODULES if module.startswith(("cli.", "benchmark."))}
 WHAT_LOADS = """
 import importlib, json, os, sys
 
