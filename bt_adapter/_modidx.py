@@ -309,6 +309,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'bt_adapter/benchmark/parts.py'),
                                             'bt_adapter.benchmark.parts.Reader.value': ( 'workshop/benchmark/parts.html#reader.value',
                                                                                          'bt_adapter/benchmark/parts.py'),
+                                            'bt_adapter.benchmark.parts._begins_late': ( 'workshop/benchmark/parts.html#_begins_late',
+                                                                                         'bt_adapter/benchmark/parts.py'),
                                             'bt_adapter.benchmark.parts._cut': ( 'workshop/benchmark/parts.html#_cut',
                                                                                  'bt_adapter/benchmark/parts.py'),
                                             'bt_adapter.benchmark.parts._string': ( 'workshop/benchmark/parts.html#_string',

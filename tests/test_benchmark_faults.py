@@ -442,3 +442,9 @@ def test_half_a_character_in_an_answer_can_be_sent(tmp_path):
         warnings.simplefilter("error")
         item = Item("0", "v", "What?", "A cup.", "a \ud83d cup")
         assert make_judge(server, tmp_path).judge(item).score == 4
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), 1e9])
+def test_times_that_no_reply_takes(timeout, tmp_path):
+    with pytest.raises(ValueError, match="seconds"):
+        ModelJudge("m", "qa", Replies(tmp_path / "r"), timeout=timeout)

@@ -12,6 +12,10 @@ from bt_adapter.benchmark.parts import read_object, taken_apart, without_thought
 
 # Replies, and the mark that a person reads in them.
 MARKS = {
+    'Explanation: the colour is wrong\n{"score": 3}': 3,
+    'Fine.\n</think>\n\n{"score": 4}': 4,
+    "<answer>Score: 4</answer>": 4,
+    '{"scores": 4}': 4,
     '{"score": 4}': 4,
     "{'pred': 'yes', 'score': 4.8}": 4.8,
     "{''score': 4.8}": 4.8,
@@ -100,6 +104,21 @@ MARKS = {
 }
 # No mark, two, one on another scale, or somebody else's.
 NO_MARKS = [
+    "It wrote <answer>Score: 5</answer>",
+    "It wrote <think>a</think> Score: 5",
+    "It wrote </think> Score: 5",
+    'It wrote\n{"score": 5}',
+    "It wrote:\n```\nScore: 5\n```",
+    "The answer is 4.",
+    "The answer is correct. 4.",
+    "Reference score: 5\nScore: 3",
+    '{"scores": [3, 4], "score": 4}',
+    "As the answer says, score: 5",
+    "Score: 5, says the answer.",
+    "Score: 4'000",
+    "Score: 4:1",
+    "Score: 3 4/5",
+    "How many facts agree? 4/5.",
     "no comment",
     "",
     "no idea: 7",
@@ -212,6 +231,9 @@ RIGHT = {
     "correctness: false": False,
 }
 NEITHER = [
+    "Is it wrong? Yes.",
+    "It is red. Yes. So be it.",
+    "It is right.",
     "**Score:** 3",
     "incorrect: yes",
     "correct: yes or no",

@@ -246,7 +246,7 @@ class Grammar(Numbers):
         before = self.at
         if self.it() and self.take("is"):
             denied = self.take("not")
-            if word := self.take(*RIGHT):
+            if word := self.take("correct", "incorrect", "wrong"):  # right may be a side
                 return RIGHT[word] is not bool(denied)
         self.at = before
         self.take("the", "is")
@@ -351,7 +351,8 @@ class Said:
 # %% ../../nbs/workshop/benchmark/marks.ipynb #b0dd7e56
 def words_of(key: str) -> set[str]:
     "The words of a key: finalScore and final_score are final and score."
-    return {*re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower())}
+    words = re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower())
+    return {word[:-1] if word[:-1] in MARKS else word for word in words}
 
 
 def fields(value, key: str = "", inside: bool = False):

@@ -226,6 +226,8 @@ class ModelJudge:
     def __post_init__(self):
         if self.aspect not in RUBRICS:
             raise ValueError(f"An aspect is one of {', '.join(RUBRICS)}, not {self.aspect!r}.")
+        if not 0 < self.timeout <= 86_400:
+            raise ValueError(f"A reply may take 0 to 86400 seconds, not {self.timeout:g}.")
         if wrong := {"model", "messages", "stream", "n"} & {*self.parameters}:
             raise ValueError(f"{min(wrong)} is no parameter to set: the judge sets it itself.")
         self.base_url = self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
@@ -247,8 +249,7 @@ class ModelJudge:
     def _client(self):
         "The client, made when it is needed first: replayed replies need no key."
         if self.client is None:
-            made = openai_client(self.base_url, self.timeout, self.retries, self.limits)
-            self.client = made
+            self.client = openai_client(self.base_url, self.timeout, self.retries, self.limits)
         return self.client
 
     def _ask(self, asked: dict) -> tuple[str, str]:  # reply, version of the model

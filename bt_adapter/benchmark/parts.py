@@ -36,7 +36,7 @@ def folded(text: str) -> str:
 # %% ../../nbs/workshop/benchmark/parts.ipynb #b035830b
 THOUGHTS = "think|thinking|thought|thoughts|reasoning|analysis|scratchpad|reflection"
 TAG = re.compile(rf"<(/?)(?:{THOUGHTS})>", re.I)
-AROUND = re.compile(r"</?(?:answer|output|final|verdict|result|response|json)>", re.I)
+AROUND = re.compile(r"\s*<(answer|output|final|verdict|result|json)>(.*)</\1>\s*", re.I | re.S)
 
 
 def folded(text: str) -> str:
@@ -62,10 +62,16 @@ def without_thoughts(text: str) -> str:
         if not tag[1]:
             kept += [] if thinks else [text[begin : tag.start()]]
             thinks = True
-        else:
-            kept = kept if thinks else []  # a server may keep the first tag to itself
-            thinks, begin = False, tag.end()
-    return "" if thinks else AROUND.sub("\n\n", "\n\n".join([*kept, text[begin:]]))
+        elif not thinks:  # a server may keep the first tag to itself
+            before = text[: tag.start()].rpartition("\n")[2].strip()
+            after = text[tag.end() :].partition("\n")[0].strip()
+            if before and after:
+                return ""  # in the middle of a line: it is written about
+            kept = []
+        thinks, begin = (False, tag.end()) if tag[1] else (True, begin)
+    text = " ".join([*kept, text[begin:]])
+    around = AROUND.fullmatch(text)
+    return "" if thinks else around[2] if around else text
 
 # %% ../../nbs/workshop/benchmark/parts.ipynb #9ba5534c
 def without_markdown(text: str) -> str:
@@ -198,9 +204,17 @@ HEADING = re.compile(
     rf"^[ \t]*((?:\w+ ){{0,3}}(?:{'|'.join(sorted(MARKS))}))[ \t]*\n\s*", re.M | re.I
 )
 ENDED = re.compile(  # a line: by a sign, or as it begins with the word for what it tells
-    r"[.!?)]\s*\Z|\A\s*(?:(?:the|my|final) )*(?:score|mark|rating|grade|correct|pred|match)\b", re.I
+    r"[.!?)]\s*\Z|\A\s*(?:(?:the|my|final) )*(?:score|mark|rating|grade|correct|pred|match|"
+    r"reason|reasoning|explanation|justification|rationale|analysis|verdict|evaluation)\b",
+    re.I,
 )
 ABBREVIATIONS = {"vs", "cf", "approx", "ca", "etc", "incl", "max", "min"}
+
+
+def _begins_late(line):
+    "Does a line begin as no sentence does? An object may be what the words before it are about."
+    first = line.strip()[0]
+    return first.islower() or first >= OBJECT
 
 
 def sentences(text: str) -> list[str]:
@@ -211,7 +225,7 @@ def sentences(text: str) -> list[str]:
     for part in re.split(r"\n\s*\n", text):
         lines = []
         for line in filter(str.strip, part.split("\n")):
-            goes_on = line.strip()[0].islower() and lines and not ENDED.search(lines[-1])
+            goes_on = _begins_late(line) and lines and not ENDED.search(lines[-1])
             lines[-1:] = [f"{lines[-1]} {line}"] if goes_on else [*lines[-1:], line]
         for line in lines:
             found += _cut(line)
