@@ -231,6 +231,8 @@ RIGHT = {
     "correctness: false": False,
 }
 NEITHER = [
+    "Yes. It isn't the same though.",
+    "Yes. Correct: no",
     "Is it wrong? Yes.",
     "It is red. Yes. So be it.",
     "It is right.",

@@ -439,7 +439,7 @@ def read_prose(said: Said, tokens: list[Token], every: bool, whole: bool, bare: 
     try:
         found = Grammar(tokens).sentence(alone=whole)
         (said.marks if "mark" in bare else said.other_marks).update(found.bare_marks)
-        said.right.update(found.bare_right if "right" in bare else set())
+        said.other_right.update(found.bare_right if "right" in bare else set())  # see `opening`
         said.marks.update(found.marks)
         said.right.update(found.right)
     except NoVerdict:
