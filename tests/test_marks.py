@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from bt_adapter.benchmark import read_correct, read_score
-from bt_adapter.benchmark.parts import read_object, taken_apart, without_thoughts
+from bt_adapter.benchmark.marks import cleaned, fields, said_in
 
-# Replies, and the mark that a person reads in them.
+# Replies, and the mark that is read in them. None: a person finds one, the reader leaves it.
 MARKS = {
-    'Explanation: the colour is wrong\n{"score": 3}': 3,
+    'Explanation: the colour is wrong\n{"score": 3}': None,
     'Fine.\n</think>\n\n{"score": 4}': 4,
     "<answer>Score: 4</answer>": 4,
-    '{"scores": 4}': 4,
+    '{"scores": 4}': None,
     '{"score": 4}': 4,
     "{'pred': 'yes', 'score': 4.8}": 4.8,
     "{''score': 4.8}": 4.8,
@@ -32,7 +32,7 @@ MARKS = {
     '<think>Maybe score: 2? No.</think>\n{"score": 4}': 4,
     "4/5": 4,
     "4 / 5": 4,
-    "(4)": 4,
+    "(4)": None,
     "[[4]]": 4,
     "Rating: [[4]]": 4,
     "four": 4,
@@ -51,11 +51,11 @@ MARKS = {
     'Here is the evaluation:\n{"score": 4}': 4,
     'Final verdict: {"score": 4}': 4,
     '{"score": 4}\n\nThe answer names the cup.': 4,
-    '{"score": 4}{"score": 4}': 4,
+    '{"score": 4}{"score": 4}': None,
     '{"score": "4/5"}': 4,
-    '{"evaluation": {"score": 3}}': 3,
-    '[{"score": 3}]': 3,
-    '{"max_score": 5, "score": 3}': 3,
+    '{"evaluation": {"score": 3}}': None,
+    '[{"score": 3}]': None,
+    '{"max_score": 5, "score": 3}': None,
     '{"final_score": 3}': 3,
     '{"finalScore": 3}': 3,
     '"score": 4': 4,
@@ -66,21 +66,21 @@ MARKS = {
     'The answer gets 2 of 3 facts right.\n{"score": 3}': 3,
     "I give it a 4.": 4,
     "I give this answer a score of 4.": 4,
-    "It gets a 4": 4,
-    "The answer deserves 3 out of 5.": 3,
-    "Score: 4, because it misses the colour.": 4,
+    "It gets a 4": None,
+    "The answer deserves 3 out of 5.": None,
+    "Score: 4, because it misses the colour.": None,
     "Score: 4.5": 4.5,
     "Score: 4 (out of 5)": 4,
     "Score (out of 5): 4": 4,
     "Score out of 5: 4": 4,
     "Score (0 to 5): 4": 4,
     "Score on a scale of 0 to 5: 4": 4,
-    "On a scale of 0 to 5, I give it a 3.": 3,
+    "On a scale of 0 to 5, I give it a 3.": None,
     "4 on a scale of 0 to 5": 4,
-    "4 points": 4,
-    "4 stars out of 5": 4,
+    "4 points": None,
+    "4 stars out of 5": None,
     "Explanation: it is wrong.\nScore: 1": 1,
-    "Reason: wrong colour\nScore: 1": 1,
+    "Reason: wrong colour\nScore: 1": None,
     "</think>Score: 3": 3,
     "score 2</think>\nScore: 3": 3,
     "score=4": 4,
@@ -93,8 +93,8 @@ MARKS = {
     "pred: no | score: 1": 1,
     "Score: 4\nScore: four": 4,
     "Score: 5\nExplanation: all 3 facts agree.": 5,
-    '{"score": <whole number from 0 to 5>}\n{"score": 4}': 4,
-    "The scale goes from 0 to 5. Score: 4": 4,
+    '{"score": <whole number from 0 to 5>}\n{"score": 4}': None,
+    "The scale goes from 0 to 5. Score: 4": None,
     "Score: 3.5/5": 3.5,
     "score: 3/5.0": 3,
     "The final score is **4**.": 4,
@@ -213,6 +213,10 @@ NO_MARKS = [
     "Score: 4x",
     "Score: 1/2",
     "$\\boxed{4}$",
+    "I give it a 4. Out of 10.",
+    "Score: 4\nor higher",
+    "Score: 4\n.5",
+    "The score is 3.`4`",
     "{4}",
 ]
 RIGHT = {
@@ -253,6 +257,9 @@ NEITHER = [
     "correct: yes\nincorrect: yes",
     '{"correct": "yes or no"}',
     "Yes and no",
+    "The answer is correct. That isn't so.",
+    "It says the answer is correct.",
+    "The student said:\nThe answer is correct.",
     "No doubt: correct",
     'The answer says "correct: yes". {"correct": "no"}',
 ]
@@ -300,7 +307,8 @@ def test_a_mark_in_passing_makes_others_unclear(sentence):
     for own in ('{"score": 1}', "Score: 1", "I give it 1 out of 5."):
         assert read_score(f"{sentence}\n{own}") is None
         assert read_score(f"{own}\n{sentence}") is None
-        assert read_score(f"{sentence.replace('5/5', '1/5').replace('5', '1')}\n{own}") == 1
+        same = read_score(f"{sentence.replace('5/5', '1/5').replace('5', '1')}\n{own}")
+        assert same == 1 or (same is None and "?" in sentence)  # it may answer the question
 
 
 FORMS = [
@@ -401,7 +409,7 @@ def test_replies_of_public_reports():
 
 
 def test_parts():
-    assert without_thoughts("a<think>b</think>c").split() == ["a", "c"]
-    assert read_object('{"a": "}", \'b\': {c: [1, 2]}}') == [("a", "}"), ("b", [("c", ["1", "2"])])]
-    said, held, quotes = taken_apart('One. {"a": "{"}\nIt said "two words".')
-    assert len(said) == 3 and [*held.values()] == ['{"a": "{"}'] and quotes == ['"two words"']
+    assert cleaned("<think>b</think>C").split() == ["c"]
+    assert fields('{"pred": "a, b", \'score\': 1}') == [("right", "a, b"), ("score", "1")]
+    said = said_in('One. {"score": 3}\nIt said "two words".')
+    assert said.fields == (("score", "3"),) and said.others[-1] == '"two words"'
