@@ -215,6 +215,8 @@ NO_MARKS = [
     "$\\boxed{4}$",
     "I give it a 4. Out of 10.",
     "Score: 4\nor higher",
+    "Score: 4\n> `1`",
+    "Score\n5. zero/5",
     "Score: 4\n.5",
     "The score is 3.`4`",
     "{4}",

@@ -47,7 +47,7 @@ def truth(found: re.Match) -> bool:
 # %% ../../nbs/workshop/benchmark/marks.ipynb #ef50f68f
 LONGEST = 20_000  # characters of a reply, thoughts apart
 TAG = "(?:think|thinking|thought|reasoning)"
-THOUGHT = verbose(rf"\s*<{TAG}>.*?</{TAG}> | (?:[^<]*\n)?[ ]*</{TAG}> | [^<]*</{TAG}>\s*\n")
+THOUGHT = verbose(rf"\A(?: \s*<{TAG}>.*?</{TAG}> | (?:[^<]*\n)?[ ]*</{TAG}> | [^<]*</{TAG}>\s*\n)")
 ANSWER = verbose(r"\A\s*<(answer|output|final|verdict|result|json)>(.*)</\1>\s*\Z")
 OBJECT, QUOTE = "\ue000", "\ue001"  # stand in a text for an object and for a quotation
 
@@ -61,15 +61,14 @@ def _plain(c):
 
 def cleaned(reply: str) -> str:
     "What a reply says, in lower case, without thoughts and markdown; empty if that is not clear."
-    found = THOUGHT.match(reply.lower())
-    text = reply.lower()[found.end() if found else 0 :]
-    text = ANSWER.sub(r"\2", text)
+    text = ANSWER.sub(r"\2", THOUGHT.sub("", reply.lower()))
     if len(text) > LONGEST or re.search(r"</?\w+>", text):
         return ""
     text = re.sub(r"\[\[([\d.]+)\]\]", r" \1 ", "".join(map(_plain, text)).replace("*", " "))
     text = re.sub(r"[^\S\n]+", " ", re.sub(r"```(?:json)?", "\n", text))
     text = re.sub(r"(?: ?\n)+ ?", "\n", text)
-    text = re.sub(r"^(?:#+ )?(?:(?:[-+•]|\d{1,2}[.)]) (?=[a-z\"]))?", "", text, flags=re.M)
+    item = rf"(?:[-+•]|\d{{1,2}}[.)]) (?=[a-z\"])(?!{'|'.join(WORDS)})"
+    text = re.sub(rf"^(?:#+ )?(?:{item})?", "", text, flags=re.M)
     return re.sub(rf"^((?:\w+ ){{0,2}}{MARK})\n", r"\1: ", text, flags=re.M)
 
 # %% ../../nbs/workshop/benchmark/marks.ipynb #7b23e725
@@ -91,16 +90,15 @@ def fields(text: str) -> list[tuple[str, str]]:
 QUOTED = verbose(r"""^[ ]?>[^\n]* | "[^"]*(?:"|\Z) | `[^`]*(?:`|\Z)
     | [“„][^”“]*(?:[”“]|\Z) | «[^»]*(?:»|\Z) | 「[^」]*(?:」|\Z)
     | (?<!\w)['‘](?:[^'’]|(?<=\w)['’](?=\w))*(?:['’](?!\w)|\Z)""")
-LEAD = verbose(r"""(?:so|thus|therefore|hence|finally|overall) ,?\s+
-    | (?:here\s+is\s+)? (?:(?:the|my|final)\s+)* (?:verdict|evaluation|result)\s*:\s+""")
+LEAD = verbose(r"""\A(?: (?:so|thus|therefore|hence|finally|overall) ,?\s+
+    | (?:here\s+is\s+)? (?:(?:the|my|final)\s+)* (?:verdict|evaluation|result)\s*:\s+)""")
 GOES_ON = r"[/%+-]|(?:out|of|on|or|to|and|not|but)\b"  # a line that begins like this
 CLOSED = verbose(r"\A(?:yes|no)\Z | (?<![.\s(][a-z])(?<!\bvs)(?<!\bcf)[.!]\Z")
 
 
 def clauses(sentence: str) -> list[str]:
     "The verdicts that a sentence consists of; none if it says anything else, too."
-    lead = LEAD.match(sentence)
-    found = re.split(r"\s*[;|]\s*|,\s+", sentence[lead.end() if lead else 0 :].rstrip(".!,; "))
+    found = re.split(r"\s*[;|]\s*|,\s+", LEAD.sub("", sentence).rstrip(".!,; "))
     for clause in found:
         mark, right = SCORE.fullmatch(clause), RIGHT.fullmatch(clause)
         bare = mark and not (mark["head"] or mark["scale"])
@@ -150,7 +148,8 @@ def said_in(reply: str) -> Said:
 # %% ../../nbs/workshop/benchmark/marks.ipynb #3b70ca32
 TELLS = verbose(rf"""\b(?:{MARK}[sd]?|rated?|points?|stars?|give[ns]?|gave|deserves?|say)\b
     | (?:\bof|/)\s*10+\b""")
-NUMERAL = verbose(rf"\b(?:{'|'.join(WORDS)})\b | (?<![^\s/(:;,])[^\s/(:;,]*\d[^\s/):;,]*")
+NUMERAL = verbose(rf"""\b(?:{"|".join(WORDS)})\b
+    | (?<![^\s/(:;,"'`”“])[^\s/(:;,"'`”“]*\d[^\s/):;,"'`”“]*""")
 COUNT = verbose(rf"""\b{NUMBER}(?:\s+of\s+(?:the\s+)?{NUMBER})?
         \s+(?!(?:is|was|has|this)\b)\w{{2,}}s\b
     | \bone\s+(?!because|since|for|or|and|as|to|is|but|not)\w+ | \b(?:no|main|the|this)\s+one\b""")
@@ -167,9 +166,9 @@ def named(sentence: str) -> set[float]:
     "The numbers in a sentence that may be meant as marks; NaN for one that is no mark at all."
     sentence = verbose(SCALE).sub(" ", sentence)
     if TELLS.search(sentence):
-        return {number(found.strip(".!?\"'")) for found in NUMERAL.findall(sentence)}
+        return {number(found.strip(".!?")) for found in NUMERAL.findall(sentence)}
     found = NUMERAL.findall(COUNT.sub(" ", sentence))
-    return {n for n in (number(one.strip(".!?\"'")) for one in found) if n >= 0}
+    return {n for n in (number(one.strip(".!?")) for one in found) if n >= 0}
 
 # %% ../../nbs/workshop/benchmark/marks.ipynb #475578e4
 def read_score(text: str) -> float | None:
