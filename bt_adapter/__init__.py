@@ -47,6 +47,7 @@ explorer            the same under the mouse
 chat                an image chat model with the branch plugged in
 instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges
+clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for

@@ -38,7 +38,7 @@ GOOD = '{"correct": "yes", "score": 4}'
 class Server:
     """An OpenAI-compatible server; `plan(number, body)` says what it does with a request."""
 
-    def __init__(self, plan):
+    def __init__(self, plan, port=0):
         self.bodies, self.keys, self.busy, self.most = [], [], 0, 0
         lock, outer = threading.Lock(), self
 
@@ -62,9 +62,10 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def __enter__(self):
@@ -231,7 +232,7 @@ def test_a_dead_server_is_given_up(tmp_path):
             judge_all(judge, make_items(300), workers=2)
         assert len(server.bodies) < 40
     assert len(Replies(tmp_path / "replies.jsonl").known) == 5
-    with Server(good) as server:
+    with Server(good, server.port) as server:
         verdicts = judge_all(make_judge(server, tmp_path), make_items(20))
         assert len(server.bodies) == 15 and all(v.score == 4 for v in verdicts)
 
@@ -295,6 +296,7 @@ def test_interrupted_and_resumed_without_asking_twice(how, tmp_path):
     assert sum(n > 1 for n in times.values()) <= 2  # those in flight when the process ended
 
 
+@pytest.mark.filterwarnings("ignore:.*what they held is asked again")
 def test_a_line_cut_off_loses_itself_alone(tmp_path):
     path = tmp_path / "replies.jsonl"
     with Server(good) as server:
@@ -320,7 +322,7 @@ def test_replaying_needs_no_key_and_no_server(tmp_path, monkeypatch):
     with Server(good) as server:
         verdicts = judge_all(make_judge(server, tmp_path), make_items(3))
     monkeypatch.delenv("OPENAI_API_KEY")
-    again = ModelJudge("stub", "qa", Replies(tmp_path / "replies.jsonl"), "http://127.0.0.1:9")
+    again = ModelJudge("stub", "qa", Replies(tmp_path / "replies.jsonl"), server.url)
     assert judge_all(again, make_items(3)) == verdicts
     with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
         judge_all(again, make_items(4))

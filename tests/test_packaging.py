@@ -91,8 +91,8 @@ LATE |= {"sympy"}  # torch's compiler, which takes as long to import as torch
 PICTURES = {"matplotlib", "PIL"}
 DRAWS = {"figures", "explorer", "gallery", "demo", "verdicts", "benchmark", "instruct"}
 DRAWS |= {"map_figures"}
-WITHOUT_TORCH = {"benchmark", "evaluation", "progress"}
-WITHOUT_TORCH |= {module for module in MODULES if module.startswith("cli.")}
+WITHOUT_TORCH = {"benchmark", "clip_names", "evaluation", "progress"}
+WITHOUT_TORCH |= {module for module in MODULES if module.startswith(("cli.", "benchmark."))}
 WHAT_LOADS = """
 import importlib, json, os, sys
 

@@ -11,9 +11,9 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Dialogues', 'Released', 'Gates', 'Heads', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties',
            'Queries', 'Faiss', 'Keep', 'Skip', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel',
            'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFolder', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path', 'check_one_clip',
-           'check_file', 'check_activation', 'check_tuning', 'check_reader_name', 'check_adapter', 'check_video',
-           'check_format', 'check_out', 'option', 'choice']
+           'RepliesFolder', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least',
+           'check_clip_path', 'check_one_clip', 'check_file', 'check_activation', 'check_tuning', 'check_reader_name',
+           'check_adapter', 'check_video', 'check_format', 'check_out', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -217,6 +217,12 @@ Judge = option(str, "a model, as the server names it; default: no server")
 Aspect = Annotated[str, typer.Option(help=", ".join(ASPECTS))]
 Url = option(str, "of an OpenAI-compatible server")
 RepliesFolder = Annotated[Path, typer.Option(help="where replies are kept")]
+AskUnread = Annotated[bool, typer.Option("--ask-unread", help="ask again what was not readable")]
+Parameters = option(
+    list[str],
+    "a parameter of the request as NAME=VALUE, such as seed=1; NAME= leaves it out; repeat it",
+    "--set",
+)
 Parallel = Annotated[int, typer.Option(min=1, help="questions asked at a time")]
-Timeout = Annotated[float, typer.Option(min=0.1, help="seconds to wait for a reply")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="seconds to wait for a whole reply")]
 ChatFolder = Annotated[Path | None, typer.Argument(help="default: the shipped chat model")]
