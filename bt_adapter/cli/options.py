@@ -9,9 +9,9 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
            'Broken', 'Resume', 'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests',
            'Dialogues', 'Released', 'Gates', 'Heads', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties',
-           'Queries', 'Faiss', 'Keep', 'Skip', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel',
-           'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFolder', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least',
+           'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask',
+           'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
+           'Aspect', 'Url', 'RepliesFolder', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least',
            'check_clip_path', 'check_one_clip', 'check_file', 'check_activation', 'check_tuning', 'check_reader_name',
            'check_adapter', 'check_video', 'check_format', 'check_out', 'option', 'choice']
 
@@ -196,6 +196,7 @@ Queries = option(Path, "write every query, its rank and what was found to this C
 Faiss = Annotated[bool, typer.Option("--faiss", help="search what --queries lists with FAISS")]
 Keep = option(Path, "folder for embeddings, to go on where a run was stopped")
 Skip = Annotated[bool, typer.Option("--skip", help="leave out clips missing or unreadable")]
+Outside = Annotated[bool, typer.Option("--outside", help="pack clips outside their folder, too")]
 Quick = Annotated[bool, typer.Option("--quick", help="one seed, two steps: every row runs")]
 Seeds = option(int, "how many; 5, or 1 if quick")
 Tables = option(list[str], f"only these tables: {', '.join(STUDIES)}", "--table")

@@ -11,7 +11,6 @@ __all__ = ['app', 'OF_DATA', 'check_recipe', 'Pretraining', 'tell', 'adapter', '
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #a7da9ecd
 from . import console, options
@@ -277,7 +276,7 @@ def shards(
     clips: options.ClipFolder = None,
     split: options.Split = None,
     per_shard: options.PerShard = 1000,
-    outside: Annotated[bool, typer.Option(help="pack clips outside their folder, too")] = False,
+    outside: options.Outside = False,
 ):
     "Write clips and captions as WebDataset shards, to be read as a stream."
     options.check_format(data, layout)
