@@ -10,6 +10,7 @@ __all__ = ['MOST_MERGES', 'CONFIG', 'WEIGHTS', 'MOST', 'VISION', 'TEXT', 'LayerN
 # %% ../nbs/workshop/plain_clip.ipynb #0c822963
 import gzip
 import html
+import math
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -272,7 +273,8 @@ def read_config(
         raise ValueError(f"{CONFIG} must hold model_cfg, and in it vision_cfg and text_cfg")
     check_numbers(config, CONFIG)
     check_colors(pixels, CONFIG)
-    held = (folder / WEIGHTS).stat().st_size
+    weights = folder / WEIGHTS
+    held = weights.stat().st_size if weights.exists() else math.inf  # none are trained yet
     for tower in parts[2:]:
         width, layers, words = (tower.get(k, 1) for k in ("width", "layers", "vocab_size"))
         if isinstance(layers, int) and max(4 * width**2 * layers, words * width) > held:
