@@ -103,7 +103,7 @@ def coverage(
 
 # %% ../nbs/workshop/shapes.ipynb #38b12205
 def paint_over(picture, cover, color):
-    "Blend `colour` (3,) or (n, 3) into `picture` (..., 3) in place, where `cover` is positive."
+    "Blend `color` (3,) or (n, 3) into `picture` (..., 3) in place, where `cover` is positive."
     hit = np.nonzero(cover)
     color = color[hit[0]] if color.ndim == 2 else color
     picture[hit] += cover[hit][:, None] * (color - picture[hit])

@@ -36,7 +36,7 @@ def mark(
     judge: options.Judge = None,
     aspect: options.Aspect = "qa",
     base_url: options.Url = None,
-    replies: options.RepliesFolder = Path("runs/replies.jsonl"),
+    replies: options.RepliesFile = Path("runs/replies.jsonl"),
     ask_unread: options.AskUnread = False,
     parameters: options.Parameters = None,
     parallel: options.Parallel = 4,

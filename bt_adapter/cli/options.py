@@ -11,7 +11,7 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Dialogues', 'Released', 'Gates', 'Heads', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties',
            'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask',
            'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
-           'Aspect', 'Url', 'RepliesFolder', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least',
+           'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least',
            'check_clip_path', 'check_one_clip', 'check_file', 'check_activation', 'check_tuning', 'check_reader_name',
            'check_adapter', 'check_video', 'check_format', 'check_out', 'option', 'choice']
 
@@ -217,7 +217,7 @@ Answers = option(Path, "JSON with the answers, if they are apart")
 Judge = option(str, "a model, as the server names it; default: no server")
 Aspect = Annotated[str, typer.Option(help=", ".join(ASPECTS))]
 Url = option(str, "of an OpenAI-compatible server")
-RepliesFolder = Annotated[Path, typer.Option(help="where replies are kept")]
+RepliesFile = Annotated[Path, typer.Option(help="where replies are kept")]
 AskUnread = Annotated[bool, typer.Option("--ask-unread", help="ask again what was not readable")]
 Parameters = option(
     list[str],

@@ -192,7 +192,7 @@ def explore(
         ValueError: for a clip that is not uint8 (t, h, w, 3), and, when it is asked, for frames,
             patches, layers and heads that are not there.
     Source:
-        The attention of the temporal layers (Eq. 3), as `maps.temporal_maps` records it; the heat
+        The attention of the temporal layers (Eq. 2), as `maps.temporal_maps` records it; the heat
         of a caption is `relevance.relevance`.
     """
     frames = model.clip.transform(clip)[None]
