@@ -1,11 +1,13 @@
 """Bad rows, samples and clips among good ones: each costs itself, by name, and no more."""
 
+import gc
 import io
 import json
 import os
 import shutil
 import signal
 import tarfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -510,3 +512,16 @@ def test_a_run_goes_on_and_names_what_is_broken(kind, workers, store, tmp_path, 
     assert {*report.broken} and "broken.csv" in os.listdir(tmp_path / "out")
     if store:
         assert len(report.broken) == 3
+
+
+def test_a_loader_that_is_let_go_ends_its_workers_at_once(clip):
+    """In a circle, Python would end their queues before torch could tell them to stop."""
+    run = loader(ClipDataset(good(*NAMES), SIZE, 2), 3, clip.tokenizer, workers=2)
+    assert len([*run]) == 2
+    gone, workers = weakref.ref(run), run.loader._iterator._workers
+    gc.disable()
+    try:
+        del run
+        assert gone() is None and not any(worker.is_alive() for worker in workers)
+    finally:
+        gc.enable()

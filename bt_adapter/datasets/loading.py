@@ -21,6 +21,7 @@ from multiprocessing import ProcessError
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Literal, NamedTuple
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -368,7 +369,7 @@ class _Slices:
     "Batches of (epoch, index) for one process: its slices of the global batches that are left."
 
     def __init__(self, loader):
-        self.loader = loader
+        self.loader = proxy(loader)  # no circle: a loader that is let go ends its workers at once
 
     def __len__(self):
         return len(self.loader) - self.loader.position
