@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from importlib import import_module
 
 from test_interface import TREES, package_imports
 from test_notebooks import LESSONS, SOURCES, cells, code_lines, module_names
@@ -120,6 +121,39 @@ def test_benchmarks_write_no_files_of_their_own():
     for path in (PACKAGE.parent / "tests" / "benchmarks").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^import csv|DictWriter|isoformat", text, re.M), path.name
+
+
+PLACES = {  # names of the contract, wherever the package defines them now
+    "video": "read_clip ClipError",
+    "backbone": "load_clip FrozenCLIP",
+    "masking": "tube_mask",
+    "temporal_attention": "temporal_attention",
+    "branch": "BTAdapter BranchConfig VideoFeatures",
+    "released": "load_released",
+    "losses": "video_text_contrastive masked_branching_token_alignment "
+    "masked_branching_cross_modal_alignment",
+    "retrieval": "recall_at_k",
+    "metrics": "recall_at_k",
+    "maps": "temporal_maps",
+    "chat": "plug unplug VideoChat",
+    "kernels": "compile_report",
+    "explorer": "explore",
+    "figures": "contact_sheet",
+    "trainer": "MaskedPass",
+    "benchmark": "read_score",
+    "moving_shapes": "Scene random_scene render caption opposite",
+}
+
+
+def test_names_of_the_contract_are_found_at_their_places():
+    import bt_adapter
+
+    at_the_top = {name: getattr(bt_adapter, name) for name in bt_adapter.__all__}
+    for module, names in PLACES.items():
+        for name in names.split():
+            found = getattr(import_module(f"bt_adapter.{module}"), name)
+            assert callable(found) and found is at_the_top.get(name, found), f"{module}.{name}"
+    assert at_the_top.keys() <= {name for names in PLACES.values() for name in names.split()}
 
 
 def test_names_are_found_at_their_old_places():
