@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VTC', 'UNMASKED', 'PAPER_MEASURES', 'ROWS', 'LAYERS', 'DEEPEST', 'FRESH', 'FULL_STUDY', 'QUICK_STUDY',
            'STUDY_SETTINGS', 'ABLATION_COLUMNS', 'Row', 'strategy_row', 'setting_row', 'training_row', 'Alone',
-           'ReleasedOrder', 'build', 'States', 'embed_states', 'Study', 'train_row', 'test_row', 'settings_of',
-           'csv_row', 'missing_rows', 'study_rows']
+           'ReleasedOrder', 'build', 'states_of', 'States', 'embed_states', 'Study', 'train_row', 'test_row',
+           'settings_of', 'csv_row', 'missing_rows', 'study_rows']
 
 # %% ../nbs/workshop/ablations.ipynb #43cb5907
 import time
@@ -21,7 +21,6 @@ from torch import nn
 
 from .backbone import FrozenCLIP
 from .branch import BranchConfig, VideoFeatures
-from .in_place import entry_of
 from .ledger import append_csv, complete_rows, read_csv
 from .moving_shapes import Scene, gallery, render
 from .precision import fast_copy
@@ -31,7 +30,7 @@ from .released import as_released
 from .retrieval import text_encoder, wrong_orders
 from .runs import versions
 from .scenes import FIGURES, SceneBatches, scene_key, scores, training_scenes
-from .store import frozen_states
+from .store import frozen_states, read_states
 from .strategies import STRATEGIES, Branching
 from .trainer import ParamGroup, PretrainConfig, gate_means
 
@@ -120,6 +119,10 @@ ROWS += [
     training_row("Figure 4", "mask 0.9", mask_ratio=0.9),
     Row("mask order", "true tubes, aligned pairs"),
     training_row("mask order", "as released", strategy="released order"),
+    Row("teacher", "W LN(v), directions"),
+    training_row("teacher", "W v, directions", teacher_norm=False),
+    training_row("teacher", "W LN(v), distances", token_loss="mse"),
+    training_row("teacher", "W v, distances", token_loss="mse", teacher_norm=False),
     Row("frame order", "in order"),
     Row("frame order", "shuffled at test", test="shuffled"),
     *[Row("frames", f"{t} at test", test=str(t)) for t in (2, 4, 8, 16)],
@@ -166,25 +169,34 @@ def build(clip: FrozenCLIP, row: Row) -> nn.Module:
 DEEPEST = max(dict(row.branch).get("layers", LAYERS) for row in ROWS) + 1
 
 
+def states_of(model: nn.Module) -> int:
+    "How many of CLIP's last states a strategy reads."
+    return model.config.states if hasattr(model, "config") else 1
+
+
 class States:
     "Frozen states of rendered scenes, in half precision."
 
     def __init__(self, clip: FrozenCLIP, scenes: Sequence[Scene], frames: int = 8, chunk: int = 24):
-        self.kept, self.whole, fast = {}, {}, fast_copy(clip)
+        self.clip, self.kept, self.entries, fast = clip, {}, {}, fast_copy(clip)
         for some in chunks(scenes, chunk):
             clips = torch.stack([fast.transform(render(scene, frames)) for scene in some])
-            entry = entry_of(fast, clips, len(fast.blocks)).to(torch.bfloat16)
-            for scene, first, last in zip(some, entry, frozen_states(fast, clips, DEEPEST)):
-                self.kept[scene_key(scene)] = last
-                self.whole[scene_key(scene)] = torch.stack([first, last[-1].to(first.dtype)])
+            states = frozen_states(fast, clips, 1 + len(fast.blocks))
+            for scene, own in zip(some, states):
+                self.kept[scene_key(scene)] = own[-DEEPEST:].clone()
+                self.entries[scene_key(scene)] = own[:1].clone()
 
     def of(self, model: nn.Module) -> dict:  # key -> (states, t, 1 + l, d)
         "What this model reads, for `SceneBatches`."
-        config = getattr(model, "config", None)
-        if config is not None and getattr(config, "depth", 0) == getattr(config, "layers", -1):
-            return self.whole
-        last = config.states if config else 1
+        last = states_of(model)
+        if last > DEEPEST:
+            return self.entries
         return {key: states[-last:] for key, states in self.kept.items()}
+
+    def batch(self, model: nn.Module, scenes: Sequence[Scene]) -> torch.Tensor:
+        "The states of scenes that this model reads: (b, states, t, 1 + l, d)."
+        keys = [scene_key(scene) for scene in scenes]
+        return read_states(self.of(model), keys, self.clip, states_of(model))
 
 # %% ../nbs/workshop/ablations.ipynb #7f7acb36
 FRESH = ("temporal.", "spatial.", "adapters.")
@@ -211,9 +223,9 @@ def embed_states(
     chunk: int = 36,
 ) -> torch.Tensor:  # (n, c)
     "Embeddings of scenes whose states are at hand."
-    read, parts = states.of(model), []
+    parts = []
     for part in chunks(scenes, chunk):
-        some = torch.stack([read[scene_key(scene)] for scene in part]).float()
+        some = states.batch(model, part).float()
         if shuffle is not None:
             orders = wrong_orders(len(some), some.shape[2], shuffle)
             some = some[torch.arange(len(some))[:, None], :, orders].transpose(1, 2)

@@ -67,8 +67,14 @@ class InPlaceConfig:
 
     @property
     def states(self) -> int:
-        "How many states are read: those from the entry on; the entry and the last if k is all."
-        return 2 if self.layers == self.depth else self.layers + 1
+        "How many states are read: those from the entry on."
+        return self.layers + 1
+
+    def entry(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        "What enters the last k layers, among CLIP's last states."
+        if len(states) < self.states:
+            raise ValueError(f"This strategy reads {self.states} states, not {len(states)}.")
+        return states[-self.states]
 
 # %% ../nbs/workshop/in_place.ipynb #5b1e7a90
 class InPlace(nn.Module):
@@ -92,20 +98,23 @@ class InPlace(nn.Module):
 
     def encode_states(
         self,
-        states: Sequence[torch.Tensor],  # (b, t, 1 + l, d) each; the entry among them
+        states: Sequence[torch.Tensor],  # (b, t, 1 + l, d) each, the last `config.states` or more
         keep: torch.Tensor | None = None,  # (b, l), all patches: only a branch can be masked
     ) -> VideoFeatures:
         "Features from states of CLIP that are at hand."
-        entry = states[-min(self.config.states, len(states))]
+        return self.encode_entry(self.config.entry(states), keep)
+
+    def encode_entry(self, entry: torch.Tensor, keep: torch.Tensor | None = None) -> VideoFeatures:
+        "Features from what enters the last k layers (b, t, 1 + l, d); `frames` among them is it."
         if keep is not None and keep.shape[1] < entry.shape[2] - 1:
             raise ValueError("masks are for a branch: train this strategy with mask_ratio=0")
         state = self.change(entry.to(self.branch.align.weight.dtype))
         patches = rearrange(state[:, :, 1:], "b s (t l) d -> b (s t) l d", l=entry.shape[2] - 1)
-        return VideoFeatures(self.clip.pool(state), patches, states[-1])
+        return VideoFeatures(self.clip.pool(state), patches, entry)
 
     def encode_video(self, frames: torch.Tensor) -> VideoFeatures:
-        "Features of frames (b, t, 3, height, width); `frames` among them is the entry."
-        return self.encode_states([entry_of(self.clip, frames, self.config.layers)])
+        "Features of frames (b, t, 3, height, width)."
+        return self.encode_entry(entry_of(self.clip, frames, self.config.layers))
 
     def tokens(self, frames: torch.Tensor) -> torch.Tensor:  # (b, t l, d)
         "All patches of all frames."

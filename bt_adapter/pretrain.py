@@ -67,6 +67,7 @@ PAPER = PretrainConfig(
     schedule=Schedule(),
     tau=0.01,
     token_loss="mse",
+    teacher_norm=False,
     clip_norm=math.inf,
     precision="fp32",
     tokens=32,

@@ -159,11 +159,15 @@ class OpenSTAN(STAN):
 
     def encode_video(self, frames: torch.Tensor) -> VideoFeatures:
         "Features of frames (b, t, 3, height, width), of which only the entry is CLIP's."
-        return self.encode_states([entry_of(self.clip, frames, self.config.layers)])
+        return self.encode_entry(entry_of(self.clip, frames, self.config.layers))
 
     def encode_states(self, states: Sequence[torch.Tensor], keep=None) -> VideoFeatures:
-        "As `BTAdapter`, from the state that enters the open layers."
-        entry, own = states[-min(self.config.states, len(states))].to(self.branch.dtype), []
+        "As `BTAdapter`, from states of CLIP that are at hand."
+        return self.encode_entry(self.config.entry(states), keep)
+
+    def encode_entry(self, entry: torch.Tensor, keep=None) -> VideoFeatures:
+        "From what enters the open layers (b, t, 1 + l, d)."
+        entry, own = entry.to(self.branch.dtype), []
         tokens = rearrange(entry, "b t n d -> (b t) n d")
         for block in self.branch.blocks:
             tokens = block(tokens)

@@ -81,6 +81,7 @@ class PretrainConfig:
     tau: float = 0.04  # temperature of VTC and MBCA
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # VTC, MBTA, MBCA
     token_loss: str = "cosine"  # or "mse", of MBTA
+    teacher_norm: bool = True  # MBTA's teacher is W LN(v), as CLIP reads a token; False: W v, Eq. 7
     clip_norm: float = 5.0  # longest gradient
     precision: str | None = None  # "fp32", "bf16" or "fp16"; None: what the device is fast in
     chunk: int | None = None  # clips of a process at a time; None: all of a batch
@@ -110,11 +111,18 @@ def _check_config(config):
 class MaskedPass(nn.Module):
     "The branch on the patches that a mask leaves, and what the losses compare."
 
-    def __init__(self, model: BTAdapter, precision: torch.dtype, token_loss: str):
+    def __init__(
+        self,
+        model: BTAdapter,
+        precision: torch.dtype,
+        token_loss: str,  # "cosine" or "mse"
+        teacher_norm: bool = True,  # False: MBTA's teacher as Eq. 7 writes it, without LN
+    ):
         super().__init__()
         if model.branch.align is None:
             raise ValueError("Pretraining needs the projection W': use BranchConfig(align=True).")
         self.model, self.precision, self.token_loss = model, precision, token_loss
+        self.teacher_norm = teacher_norm
 
     def forward(
         self,
@@ -128,7 +136,7 @@ class MaskedPass(nn.Module):
             tokens = clip.project(features.patches.to(clip.dtype)).float().mean((1, 2))
         with torch.no_grad():
             kept = keep_patches(states[:, -1, :, 1:], keep).to(clip.dtype)
-            teacher = clip.project(clip.norm(kept))
+            teacher = clip.project(clip.norm(kept) if self.teacher_norm else kept)
         aligned = masked_branching_token_alignment(
             teacher, student, self.token_loss, check_finite=False
         )
@@ -242,7 +250,8 @@ class Trainer:
         self.accelerator = accelerator or new_accelerator()
         device = self.accelerator.device
         precision = chosen_dtype(config.precision, device)
-        self.passes = self.accelerator.prepare(MaskedPass(model, precision, config.token_loss))
+        passes = MaskedPass(model, precision, config.token_loss, config.teacher_norm)
+        self.passes = self.accelerator.prepare(passes)
         self.optimizers = optimizers(model.branch, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.masks = torch.Generator().manual_seed(config.seed)

@@ -69,7 +69,7 @@ def test_the_rows_are_the_papers():
     for row in ROWS:
         assert bool(row.paper) is (row.table in PAPER_MEASURES), row
     assert {row.table for row in ROWS} - {*PAPER_MEASURES} == {
-        *("Figure 3", "Figure 4", "mask order", "frame order", "frames")
+        *("Figure 3", "Figure 4", "mask order", "teacher", "frame order", "frames")
     }
     default = [row.name for row in ROWS if row.training == Row("", "").training]
     assert len(default) == 14 and default[0] == "BT-Adapter, frozen"

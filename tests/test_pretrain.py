@@ -31,6 +31,7 @@ from bt_adapter.datasets import ClipDataset, Example, Shards, loader, write_shar
 from bt_adapter.precision import PRECISIONS
 from bt_adapter.pretrain import PRESETS
 from bt_adapter.runs import RunLog, load_checkpoint, read_log
+from bt_adapter.strategies import STRATEGIES
 from bt_adapter.trainer import ParamGroup, PretrainConfig, Trainer
 from bt_adapter.video import read_clip
 
@@ -70,6 +71,11 @@ def test_full_is_the_schedule_that_made_the_shipped_adapter():
         warm = min(1, (step + 1) / 40)
         expected = warm * (1 + math.cos(math.pi * step / 700)) / 2
         assert PRESETS["full"].schedule(step, 700) == pytest.approx(expected, abs=1e-12)
+
+
+def test_only_the_paper_s_recipe_takes_the_teacher_without_a_norm():
+    plain = [name for name, config in PRESETS.items() if not config.teacher_norm]
+    assert plain == ["paper"]
 
 
 def test_released_schedule_warms_up_for_half_an_epoch_and_hardly_bends():
@@ -135,16 +141,17 @@ def gradients(model, config, batch, keep):
 
 
 @pytest.mark.parametrize("convention", ["paper", "released"])
+@pytest.mark.parametrize("teacher_norm", [True, False], ids=["W LN(v)", "W v"])
 @pytest.mark.parametrize("chunk", [1, 5, 12])
-def test_chunks_give_the_gradients_of_the_whole_batch(convention, chunk):
+def test_chunks_give_the_gradients_of_the_whole_batch(convention, chunk, teacher_norm):
     model = tiny_adapter(BranchConfig(layers=2, convention=convention))
-    config = replace(TINY, weights=(1.0, 0.7, 0.3), token_loss="mse")
+    config = replace(TINY, weights=(1.0, 0.7, 0.3), token_loss="mse", teacher_norm=teacher_norm)
     batch = next(Source()(0, model.config.states))
     keep = engine.tube_mask(12, 4, 0.5, torch.Generator().manual_seed(0))
     features = model.encode_states(batch.states.unbind(1), keep)
     kept = engine.keep_patches(batch.states[:, -1, :, 1:], keep)
     with torch.no_grad():
-        teacher = model.clip.project(model.clip.norm(kept))
+        teacher = model.clip.project(model.clip.norm(kept) if teacher_norm else kept)
     projected = model.clip.project(features.patches)
     expected = (
         engine.video_text_contrastive(features.embedding, batch.text, 0.5),
@@ -564,6 +571,30 @@ def test_a_data_set_trains_through_a_broken_clip(clip, examples, tmp_path, views
     assert read_log(tmp_path / "out/log.csv")["step"] == list(range(6))
     if views:
         assert len(list(store.glob("*/*.safetensors"))) == 24 * views
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_source_gives_a_strategy_the_states_it_reads(name, clip, examples):
+    model = STRATEGIES[name].make(clip, 2)
+    if hasattr(model.branch, "time"):  # positions that start at zero would hide a wrong entry
+        torch.nn.init.normal_(getattr(model.branch.time, "rows", model.branch.time))
+    last = model.config.states if hasattr(model, "config") else 1
+    some, stores = examples[:4], ({}, {})
+    dataset = ClipDataset(some, clip.image_size)
+    live = room.LiveBatches(clip, loader(dataset, 4, clip.tokenizer))
+    keys = [[room.Key(e.id) for e in some]]
+    room.clip_states(clip, dataset, keys, stores[0], last)
+    stores[1].update({key: states[:1] for key, states in stores[0].items()})  # of a small disk
+    config, captions = replace(DATA, batch=4), [e.captions for e in some]
+    stored = [room.StoredBatches(clip, captions, keys, store, config=config) for store in stores]
+    with torch.no_grad():
+        for source in (live, *stored):
+            batch = next(source(0, last))
+            rows = [[e.id for e in some].index(name) for name in batch.names]
+            clips = torch.stack([clip.transform(read_clip(some[row].path)) for row in rows])
+            found = model.encode_states(batch.states.float().unbind(1)).embedding
+            cosines = (found * model.encode_video(clips).embedding).sum(-1)
+            assert cosines.min() > 0.999, type(source).__name__  # half precision
 
 
 def test_a_stored_run_decodes_nothing(clip, examples, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ FORMATS = ("table", "webvid", "msrvtt", "didemo", "activitynet", "lsmdc", "kinet
 FORMATS += ("ucf101", "instructions")
 ASPECTS = ("correctness", "detail", "context", "temporal", "consistency", "qa")
 STUDIES = ("Table 1", "Table 6", "Table 7", "Table 10", "Table 11", "Figure 3", "Figure 4")
-STUDIES += ("mask order", "frame order", "frames")
+STUDIES += ("mask order", "teacher", "frame order", "frames")
 READERS = ("pyav", "decord")
 ACTIVATIONS = ("gelu", "quickgelu")
 
