@@ -72,11 +72,11 @@ def test_the_rows_are_the_papers():
         *("Figure 3", "Figure 4", "mask order", "teacher", "frame order", "frames")
     }
     default = [row.name for row in ROWS if row.training == Row("", "").training]
-    assert len(default) == 14 and default[0] == "BT-Adapter, frozen"
+    assert len(default) == 15 and default[0] == "BT-Adapter, frozen"
 
 
 def test_settings_are_the_same_for_all_rows():
-    allowed = {"weights", "mask_ratio"}
+    allowed = {"weights", "mask_ratio", "token_loss", "teacher_norm"}
     assert {name for row in ROWS for name, _ in row.train} == allowed
     assert {name for row in ROWS for name, _ in row.branch} == {
         *("projection", "combination", "layers")
