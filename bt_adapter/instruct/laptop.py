@@ -45,6 +45,7 @@ from .loop import InstructConfig, branch_parameters_read, train_parameters
 from ..pixels import transformed
 from ..precision import autocast_context, fast_dtype
 from ..runs import make_folder, write_card
+from ..weights import read_whole
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #68fc4bf4
 def picture(rng: np.random.Generator, trail: bool) -> tuple[torch.Tensor, dict[str, str]]:
@@ -284,9 +285,8 @@ def make_small_chat(
     make_folder(out)
     torch.manual_seed(seed)
     words = words or smollm2()
-    language = AutoModelForCausalLM.from_pretrained(
-        words, dtype=fast_dtype(), attn_implementation="eager"
-    )
+    how = dict(dtype=fast_dtype(), attn_implementation="eager")
+    language = read_whole(AutoModelForCausalLM, words, **how)
     tokenizer = AutoTokenizer.from_pretrained(words)
     model = image_chat_model(adapter.clip, language, merge=MERGE)
     table, pictures, clips = (replace(stages[n], seed=seed) for n in ("words", "pictures", "clips"))
