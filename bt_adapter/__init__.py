@@ -14,6 +14,7 @@ shapes              shapes, colours and backgrounds, drawn without jagged edges
 moving_shapes       rendered clips that only time tells apart
 backbone            a frozen CLIP that hands out the states of its layers, by name
 frozen_tower        what it is made of, and what may go in
+weights             all of them read, none left over, and which are the same but for rounding
 pixels, plain_clip  what CLIP sees, and a light way to the shipped one
 masking             tubes: which patches the branch sees
 temporal_attention  one patch looks at itself through time

@@ -549,7 +549,13 @@ def old_llava(layers):
         )
     state |= {f"model.mm_projector.{k}": v for k, v in projector.state_dict().items()}
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    state["model.vision_tower.0.weight"] = torch.ones(4)
+    inside = "model.vision_tower.vision_tower.vision_model."
+    own = {
+        n.removeprefix("vision_model."): w
+        for n, w in tower(tiny_host("llava")).state_dict().items()
+    }
+    state |= {f"{inside}{name}": weight for name, weight in own.items()}
+    state[f"{inside}embeddings.position_ids"] = torch.arange(5)[None]
     return state, projector
 
 
@@ -761,14 +767,17 @@ def test_a_host_of_the_hub_can_be_asked_for_by_revision(monkeypatch):
     import transformers as hf
 
     asked = []
-    host = lambda name, **options: asked.append((name, options)) or tiny_host("llava")  # noqa: E731
-    monkeypatch.setattr(hf.AutoModelForImageTextToText, "from_pretrained", host)
-    monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", host)
+    note = lambda name, **options: asked.append((name, options))  # noqa: E731
+    config = lambda *a, **o: note(*a, **o) or ({"model_type": "llava"} | {"vision_config": {}}, {})  # noqa: E731
+    monkeypatch.setattr(hf.PreTrainedConfig, "get_config_dict", config)
+    host = lambda kind, *a, **o: note(*a, **o) or tiny_host("llava")  # noqa: E731
+    monkeypatch.setattr(load, "read_whole", host)
+    monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", note)
     chat.image_host("owner/name@v1.5")
     chat.image_host("owner/name", revision="v1.5")
     chat.image_host("owner/name")
-    assert [name for name, _ in asked] == 6 * ["owner/name"]
-    assert [options["revision"] for _, options in asked] == [*4 * ["v1.5"], None, None]
+    assert [name for name, _ in asked] == 9 * ["owner/name"]
+    assert [options["revision"] for _, options in asked] == [*6 * ["v1.5"], *3 * [None]]
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -490,6 +490,8 @@ def host(tmp_path_factory):
     rows += [
         dict(video_id="grow", q="why " * 200, a="So."),
         dict(video_id="grow", q="<image>", a="?"),
+        dict(video_id="grow", q="Why?", a=" "),
+        dict(id="grow", conversations="none"),
     ]
     write(folder / "data.json", rows)
     return folder
@@ -541,12 +543,21 @@ def test_a_tuned_host_is_put_together_again(host, tuned):
         assert not torch.equal(other.prompt.whole([], "Why"), talk.prompt.whole([], "Why"))
 
 
-def test_what_is_left_out_is_counted(tuned, capsys):
+def test_what_is_left_out_is_counted_and_named(host, tuned):
     card = json.loads((tuned / "training.json").read_text())
-    assert card["dialogues"] == dict(learned=14, broken_clip=1, too_long=2)
+    counts = dict(learned=14, broken_clip=1, unfit=2, without_clip=1, faulty=2)
+    assert card["dialogues"] == counts and card["skipped_steps"] == 0
     with (tuned / "broken.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert Path(row["path"]).name == "broken.mp4" and row["reason"]
+        why = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    (clip,) = [path for path in why if Path(path).name == "broken.mp4"]
+    assert why.pop(clip)
+    rows = {
+        int(path.removeprefix(f"{host / 'data.json'} row ")): said for path, said in why.items()
+    }
+    words = {16: "lost.mp4 is not there", 17: "tokens, and the model reads 500"}
+    words |= {18: "the image's place", 19: "empty question or answer", 20: "another form"}
+    assert rows.keys() == words.keys()
+    assert all(words[row] in said for row, said in rows.items()), rows
     assert not (tuned / "checkpoint.pt").exists() and not list(tuned.rglob("*.part"))
     assert len(list((tuned.parent / "states").glob("??/*"))) == 12  # one for each clip
 
@@ -604,7 +615,7 @@ def test_tuning_reads_the_tokens_of_a_conversation(host, convention, tmp_path, m
     monkeypatch.setattr(tuning, "answer_loss", lambda m, tokens, b: seen.append(tokens))
     model, tokenizer = image_host(host / "host", torch.float32)
     plug(model, adapter)
-    some, _ = instruct.dialogues_here(host / "data.json", host / "clips")
+    some, *_ = instruct.dialogues_here(host / "data.json", host / "clips")
     some = [one for one in some if "broken" not in one.path][:12]
     store, report = instruct.keep_states(adapter, some, tmp_path, 4)
     assert report.tried == 12
@@ -628,6 +639,89 @@ def test_every_dialogue_comes_once_an_epoch():
     assert all(sorted(epoch) == [*range(10)] for epoch in epochs)
     assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
     assert drawn[:4] != instruct.batch_of_step(0, 10, replace(config, seed=1))
+
+
+# --- fp16, and many processes ---
+
+
+def overflowing(folder, steps, stop=None, bad=(3, 4), precision=torch.float16):
+    """Training in fp16, where the gradients of some steps are infinite; stopped before a step."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(3))
+    seen = []
+
+    def loss_of(step):
+        if step == stop:
+            fail()
+        seen.append(step)
+        far = torch.full((3,), 1e38 if step in bad else 1.0)  # times 65536: no number of fp32
+        return (weight * far).square().sum() if step not in bad else (weight * far).sum()
+
+    config = InstructConfig(steps, 1, lr=0.05)
+    options = dict(every=2, precision=precision)
+    skipped = train_parameters(dict(w=weight), loss_of, config, folder, dict(r=1), **options)
+    return weight.detach(), skipped, seen
+
+
+def test_fp16_gradients_are_scaled_and_overflowing_steps_are_left_out_and_counted(tmp_path):
+    from bt_adapter.runs import read_log
+
+    weight, skipped, _ = overflowing(tmp_path / "whole", 10)
+    assert skipped == 2 and weight.isfinite().all()
+    log = read_log(tmp_path / "whole" / "log.csv")
+    assert log["skipped"] == [0, 0, 0, 1, 2, *5 * [2]]
+    assert log["scale"][:3] == 3 * [65536] and log["scale"][-1] == 65536 / 4
+    with pytest.raises(RuntimeError):
+        overflowing(tmp_path / "halves", 10, stop=7)
+    again, skipped, seen = overflowing(tmp_path / "halves", 10)
+    assert seen == [6, 7, 8, 9] and skipped == 2  # the scaler remembers, and so does the count
+    assert torch.equal(weight, again)
+    assert read_log(tmp_path / "halves" / "log.csv")["scale"] == log["scale"]
+
+
+def test_without_fp16_nothing_is_scaled(tmp_path):
+    from bt_adapter.runs import read_log
+
+    _, skipped, _ = overflowing(tmp_path, 4, bad=(), precision=torch.float32)
+    assert skipped == 0 and read_log(tmp_path / "log.csv").keys() == {"step", "loss", "clips/s"}
+
+
+def test_small_gradients_of_fp16_are_not_lost(tmp_path):
+    """1e-6 through a product in fp16 whose factors hold 1e-9: nothing, unless it is scaled."""
+    weight = nn.Parameter(torch.ones(4))
+
+    def loss_of(step):
+        half = weight.half() * torch.full((4,), 1e-3).half()
+        return half.float().sum() * 1e-6
+
+    config = InstructConfig(3, 1, lr=0.1)
+    train_parameters(dict(w=weight), loss_of, config, tmp_path, dict(r=1), precision=torch.half)
+    assert (weight < 1).all()
+
+
+def test_a_host_is_tuned_in_fp16(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "fast_dtype", lambda device: torch.float16)
+    counts = tune(host, tmp_path / "out", steps=2)
+    assert counts["learned"] == 14
+    log = (tmp_path / "out" / "log.csv").read_text().splitlines()
+    assert log[0] == "step,loss,scale,skipped,clips/s" and len(log) == 3
+
+
+@pytest.mark.parametrize("what", ["tune", "small chat", "the loop"])
+def test_many_processes_are_refused_before_anything_is_loaded_or_written(
+    what, host, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("host_to_tune", "dialogues_here"):
+        monkeypatch.setattr(tuning, name, lambda *a: pytest.fail("the work has begun"))
+    calls = {
+        "tune": lambda: tune(host, tmp_path / "out"),
+        "small chat": lambda: make_small_chat(tmp_path / "out", None),
+        "the loop": lambda: fitting.fit([], [], fail, steps=range(1), schedule=fitting.Schedule()),
+    }
+    with pytest.raises(ValueError, match=r"one of 2.*without torchrun") as caught:
+        calls[what]()
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 MISTAKES = {

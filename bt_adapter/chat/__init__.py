@@ -19,7 +19,9 @@ from .hosts import (
     HOSTS,
     TOWERS,
     Projector,
+    check_unpacked,
     clip_of_host,
+    clip_of_tower,
     eva_weights,
     host_layer,
     image_chat_model,
@@ -88,6 +90,7 @@ from .fetch import (
 )
 from .load import (
     MERGE,
+    PROJECTOR_PATH,
     TUNED,
     add_lora,
     image_host,
@@ -108,7 +111,9 @@ __all__ = [
     "TOWERS",
     "Projector",
     "VideoTower",
+    "check_unpacked",
     "clip_of_host",
+    "clip_of_tower",
     "convert_llava",
     "eva_weights",
     "host_layer",
@@ -169,6 +174,7 @@ __all__ += [
 __all__ += [
     "HASHES",
     "MERGE",
+    "PROJECTOR_PATH",
     "SMOLLM2",
     "TUNED",
     "add_lora",

@@ -65,7 +65,10 @@ def check_host(model: nn.Module, qformer_tokenizer) -> VideoTower:
     if language_model(model).config.is_encoder_decoder:
         raise ValueError("A conversation needs a decoder; this model answers through an encoder.")
     if model.config.model_type == "instructblip" and qformer_tokenizer is None:
-        raise ValueError("InstructBLIP's Q-Former reads the question: give qformer_tokenizer.")
+        raise ValueError(
+            "InstructBLIP's Q-Former reads the question, and beside its weights lies no folder "
+            "qformer_tokenizer that can be read: put it there, or give qformer_tokenizer."
+        )
     return tower
 
 # %% ../../nbs/workshop/chat/conversation.ipynb #b8a730b0
@@ -203,16 +206,17 @@ class VideoChat:
         temperature: float = 0.0,  # 0: greedy
         max_tokens: int = 256,  # of an answer
         seed: int = 0,  # of sampling
-        qformer_tokenizer: ChatTokenizer | None = None,  # InstructBLIP: of what its Q-Former reads
+        qformer_tokenizer: ChatTokenizer | None = None,  # InstructBLIP: default: its folder's
     ):
         if temperature < 0 or max_tokens < 1:
             raise ValueError("temperature must be at least 0 and max_tokens at least 1.")
-        check_host(model, qformer_tokenizer)
+        reads = qformer_tokenizer or getattr(model, "qformer_tokenizer", None)
+        check_host(model, reads)
         usual = getattr(model, "usual_template", USUAL[model.config.model_type])
         form = named_template(template or usual)
         clip = clip if isinstance(clip, Tensor) else read_clip(clip, frames)
         self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
-        self.prompt = Prompt(model, tokenizer, form, clip, qformer_tokenizer=qformer_tokenizer)
+        self.prompt = Prompt(model, tokenizer, form, clip, qformer_tokenizer=reads)
         self.generator = torch.Generator().manual_seed(seed)
         self.turns, self.forgotten = [], 0
         self._start_again()

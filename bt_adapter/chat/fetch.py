@@ -27,6 +27,7 @@ import torch
 
 from . import limited_pip
 from ..files import read_json, replacing
+from ..weights import read_whole
 
 # %% ../../nbs/workshop/chat/fetch.ipynb #416e1e42
 SMOLLM2 = dict(  # by Hugging Face TB, licence Apache-2.0
@@ -103,12 +104,11 @@ def convert_gguf(file: Path, folder: Path):
     "A GGUF file as a folder of safetensors and tokenizer."
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    named = dict(pretrained_model_name_or_path=file.parent, gguf_file=file.name)
     plain = dict(quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
     with without_bars(), redirect_stderr(StringIO()):  # one bar has no switch
-        model = AutoModelForCausalLM.from_pretrained(**named, **plain)
+        model = read_whole(AutoModelForCausalLM, file.parent, gguf_file=file.name, **plain)
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(**named).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
 
 # %% ../../nbs/workshop/chat/fetch.ipynb #7a6c1e09
 HASHES = "sha256.json"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import released
 from ..branch import CONVENTIONS, BTAdapter
-from .hosts import host_layer, refuse_other_clip, tower_path
+from .hosts import check_in_memory, host_layer, refuse_other_clip, tower_path
 from .tower import POOLINGS, VideoTower
 
 # %% ../../nbs/50_chat.ipynb #18621a4f
@@ -98,8 +98,9 @@ def plug(
     around the result, undoes it.
 
     Raises:
-        ValueError: if the model is plugged already or of another family, if its tower is not the
-            adapter's CLIP, if the branch has too few layers, or if no pooling has this name.
+        ValueError: if the model is plugged already, of another family or not all in memory, if
+            its tower is not the adapter's CLIP or is quantized, if the branch has too few layers,
+            or if no pooling has this name.
 
     Source:
         Section 3.2 of the paper, Branch Temporal Adapter.
@@ -108,6 +109,7 @@ def plug(
     tower = model.get_submodule(path)
     if isinstance(tower, VideoTower):
         raise ValueError("This model is plugged already: unplug it first.")
+    check_in_memory(model, f"this {model.config.model_type}")
     pool, preprocess = pool_for(tower, layer, video, model.config.model_type)
     normed = not hasattr(model.config, "vision_feature_layer")
     wrapped = VideoTower(tower, layer=layer, normed=normed, pool=pool, preprocess=preprocess)

@@ -49,7 +49,8 @@ def image_grid(frames: torch.Tensor) -> torch.Tensor:  # (b, t, 3, h, w) -> (b, 
     side = math.isqrt(t - 1) + 1
     filled = frames[:, torch.arange(side * side).clamp(max=t - 1)]
     sheet = rearrange(filled, "b (r c) p h w -> b p (r h) (c w)", r=side)
-    return F.interpolate(sheet, size=size, mode="bicubic", antialias=True)[:, None]
+    small = F.interpolate(sheet.float(), size=size, mode="bicubic", antialias=True)
+    return small.to(frames.dtype)[:, None]  # a processor shrinks nothing in fp16
 
 
 POOLINGS = {

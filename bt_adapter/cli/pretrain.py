@@ -379,6 +379,8 @@ def tune(
     counts = library.tune(**vars(asked))
     if counts:
         show({"dialogues": [counts]})
+        if sum(counts.values()) > counts["learned"]:
+            print(f"what was left out is named in {out}/broken.csv")
     print(f"saved to {out}; talk to it with `bta-chat CLIP --model {model} --video {out}`")
 
 

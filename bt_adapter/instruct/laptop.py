@@ -32,6 +32,7 @@ from ..chat import (
     unplug,
 )
 from ..files import read_json, write_whole
+from ..fitting import check_one_process
 from .asking import asked_about_clips, encoded
 from .dialogues import (
     QUESTIONS,
@@ -45,6 +46,7 @@ from .loop import InstructConfig, branch_parameters_read, train_parameters
 from ..pixels import transformed
 from ..precision import autocast_context, fast_dtype
 from ..runs import make_folder, write_card
+from ..weights import read_whole
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #68fc4bf4
 def picture(rng: np.random.Generator, trail: bool) -> tuple[torch.Tensor, dict[str, str]]:
@@ -193,7 +195,8 @@ def tuned_on_pictures(
             return answer_loss(model, tokens[which], batch)
 
     same = dict(stage=0, pictures=pictures, words=asdict(words)) | asdict(config)
-    train_parameters(named, loss_of, config, folder / "dialogues", same)
+    how = dict(precision=fast_dtype(device))
+    train_parameters(named, loss_of, config, folder / "dialogues", same, **how)
     unplug(model)
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #87d1ecd2
@@ -251,7 +254,8 @@ def tuned_on_clips(
             return [world.caption(scenes[i]) for i in batch_of(step)[0]]
 
         same = dict(stage=2, clips=clips) | asdict(config)
-        train_parameters(named, loss_of, config, folder, same, names_of=names_of)
+        how = dict(names_of=names_of, precision=fast_dtype(device))
+        train_parameters(named, loss_of, config, folder, same, **how)
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #e36b1a92
 LAPTOP = dict(
@@ -281,12 +285,12 @@ def make_small_chat(
     "Stages 0 to 2, and what each can do."
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_one_process("Making a chat model")
     make_folder(out)
     torch.manual_seed(seed)
     words = words or smollm2()
-    language = AutoModelForCausalLM.from_pretrained(
-        words, dtype=fast_dtype(), attn_implementation="eager"
-    )
+    how = dict(dtype=fast_dtype(), attn_implementation="eager")
+    language = read_whole(AutoModelForCausalLM, words, **how)
     tokenizer = AutoTokenizer.from_pretrained(words)
     model = image_chat_model(adapter.clip, language, merge=MERGE)
     table, pictures, clips = (replace(stages[n], seed=seed) for n in ("words", "pictures", "clips"))

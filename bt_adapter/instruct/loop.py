@@ -72,14 +72,17 @@ def optimizer_of(named: dict[str, nn.Parameter], config: InstructConfig) -> torc
 def resume(
     named: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     state: dict,  # of a checkpoint
 ) -> int:  # steps that have been taken
-    "Put weights and optimizer where a checkpoint was taken."
+    "Put weights, optimizer and scaler where a checkpoint was taken."
     optimizer.load_state_dict(state["optimiser"])
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group.pop("full", None))  # its name in the first edition
     for name, parameter in named.items():
         parameter.data.copy_(state["weights"][name])
+    if state.get("scaler"):  # of a run in fp16
+        scaler.load_state_dict(state["scaler"])
     return state["step"]
 
 # %% ../../nbs/workshop/instruct/loop.ipynb #5cef713e
@@ -91,16 +94,28 @@ def train_parameters(
     run: dict,  # what the run is; a checkpoint of another one is refused
     every: int = 50,  # steps between checkpoints
     names_of: Callable[[int], list[str]] = lambda step: [],  # the clips of a step, for messages
-):
+    precision: torch.dtype = torch.float32,  # in which the loss is computed
+) -> int:  # steps that were left out, since fp16 gradients overflowed
     "Train, from the checkpoint if there is one. Raises ValueError if the loss is no number."
     make_folder(folder)
     path, optimizer = folder / "checkpoint.pt", optimizer_of(named, config)
-    start = resume(named, optimizer, load_checkpoint(path, run)) if path.is_file() else 0
+    device = next(iter(named.values())).device.type
+    scaler = torch.amp.GradScaler(device, enabled=precision == torch.float16)
+    found = load_checkpoint(path, run) if path.is_file() else {}
+    start = resume(named, optimizer, scaler, found) if found else 0
+    scale, skipped = scaler.get_scale(), found.get("skipped", 0)
 
     def save(taken: int):
         weights = {name: parameter.detach() for name, parameter in named.items()}
         state = dict(step=taken, optimiser=optimizer.state_dict(), weights=weights)
-        save_checkpoint(path, run, state)
+        save_checkpoint(path, run, state | dict(scaler=scaler.state_dict(), skipped=skipped))
+
+    def on_step(step: int, loss: float):
+        nonlocal scale, skipped
+        before, scale = scale, scaler.get_scale()
+        skipped += scale < before  # which the scaler does where gradients have overflowed
+        figures = dict(scale=scale, skipped=skipped) if scaler.is_enabled() else {}
+        log.add(step, config.batch, loss, figures)
 
     with RunLog(folder, folder.name, config.steps, start) as log:
         fit(
@@ -109,11 +124,13 @@ def train_parameters(
             loss_of,
             steps=range(start, config.steps),
             schedule=Schedule.over(config.steps, round(config.warmup * config.steps)),
-            on_step=lambda step, loss: log.add(step, config.batch, loss, {}),
+            on_step=on_step,
             save=save,
             every=every,
             names_of=names_of,
+            scaler=scaler,
         )
+    return skipped
 
 # %% ../../nbs/workshop/instruct/loop.ipynb #09354393
 def branch_parameters_read(
