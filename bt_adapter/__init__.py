@@ -54,6 +54,7 @@ demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
 zero_shot           and what it finds: retrieval and recognition on Moving Shapes and on any data set
 progress            a bar while something long runs, in a terminal or a notebook
+terminal            texts of strangers, shown and not obeyed
 hub                 asking the model hub only where it can be found
 cli                 the commands, a module each
 """

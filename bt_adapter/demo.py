@@ -9,7 +9,6 @@ __all__ = ['ACTORS', 'HEAT', 'TALKERS', 'ASKED_KINDS', 'SCORES', 'sample_scenes'
            'look']
 
 # %% ../nbs/workshop/demo.ipynb #793d7da4
-import csv
 import re
 from collections.abc import Callable
 from io import BytesIO
@@ -25,6 +24,7 @@ from .backbone import samples_folder
 from .branch import BTAdapter
 from .figures import contact_sheet, matrix
 from .files import write_whole
+from .ledger import write_csv
 from .maps import received, seen_part, temporal_maps
 from .moving_shapes import (
     MOTIONS,
@@ -73,9 +73,8 @@ def write_samples(
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     for name, scene in sample_scenes().items():
         write_clip(folder / "clips" / name, render(scene, 24, 128), fps=8)
-    with (folder / "captions.csv").open("w", newline="") as file:
-        rows = [("file", "caption"), *((n, caption(s)) for n, s in sample_scenes().items())]
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    rows = [dict(file=name, caption=caption(scene)) for name, scene in sample_scenes().items()]
+    write_csv(folder / "captions.csv", rows)
 
 # %% ../nbs/workshop/demo.ipynb #df8464ca
 @torch.no_grad()

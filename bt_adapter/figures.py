@@ -22,12 +22,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 
 from .files import write_whole
 from .pixels import check_clip
+from .terminal import shown
 
 # %% ../nbs/workshop/figures.ipynb #c7bcdeda
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -37,6 +39,10 @@ class Picture(Figure):
     "A matplotlib figure that shows itself in a notebook, without pyplot or a backend."
 
     def savefig(self, *args, **kwargs):
+        for text in self.findobj(Text):  # names of files and captions are no formulas, nor worse
+            words = text.get_text()
+            if "\\mathdefault" not in words:  # an axis writes its powers of ten so
+                text.set(text=shown(words), parse_math=False)
         super().savefig(*args, **{"bbox_inches": "tight", "pad_inches": 0.03} | kwargs)
 
     def _repr_png_(self) -> bytes:
@@ -201,7 +207,7 @@ def _name_cells(axis: Axis, count: int, names: Sequence | None):
         axis.get_major_locator().set_params(integer=True)
         return axis.set_tick_params(labelsize=8, length=2)
     names = range(count) if names is None else names
-    axis.set_ticks(range(count), names)
+    axis.set_ticks(range(count), [shown(str(name)) for name in names])
     aslant = axis.axis_name == "x" and max(len(str(name)) for name in names) > 3
     axis.set_tick_params(labelsize=8, length=0)
     if aslant:  # each name ends under its own cell

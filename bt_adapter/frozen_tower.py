@@ -16,6 +16,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .files import home_short
+
 # %% ../nbs/workshop/frozen_tower.ipynb #46990ab2
 def tower_parts(visual: nn.Module) -> dict:
     "The layers, position embedding, final norm and projection of an open_clip image tower."
@@ -200,7 +202,8 @@ class FrozenTower(nn.Module):
     def card(self) -> dict[str, str | None]:
         "What an adapter's files say of the CLIP beside which it was trained."
         names = "name", "pretrained", "fingerprint", "activation"
-        return {name: getattr(self, name) for name in names}
+        told = {name: getattr(self, name) for name in names}
+        return {name: value and home_short(value) for name, value in told.items()}
 
     @property
     def image_size(self) -> tuple[int, int]:

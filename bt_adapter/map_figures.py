@@ -124,9 +124,9 @@ def relevance_figure(
 
 
 def _lines(text):
-    "A label in lines of about thirty characters, in which matplotlib sees no mathematics."
+    "A label in lines of about thirty characters."
     lines = (textwrap.fill(line, 30) for line in text.splitlines())
-    return "\n".join(lines).replace("$", r"\$")
+    return "\n".join(lines)
 
 # %% ../nbs/workshop/map_figures.ipynb #c536fbc5
 def gate_figure(

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .files import first_line
+
 # %% ../nbs/workshop/precision.ipynb #c0a1b2d5
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -46,7 +48,7 @@ def why_unusable(device: torch.device | str) -> str | None:
     try:
         torch.ones(2, device=device).sum().item()
     except (RuntimeError, AssertionError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
 
 
 @cache

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SETTINGS_FILE', 'REPOSITORY', 'LARGEST', 'BACKBONE', 'CARD', 'write_pair', 'find_folder', 'backbone_of',
-           'check_claims', 'read_folder', 'check_backbone', 'random_weights', 'model_card', 'Pretrained']
+           'check_claims', 'read_folder', 'check_backbone', 'random_weights', 'names_alone', 'forget_places',
+           'model_card', 'Pretrained']
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a0003
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +77,8 @@ def backbone_of(settings: dict) -> dict[str, str | None]:
     for name, kind in (BACKBONE | dict(activation=(str, type(None)))).items():
         if not isinstance(found[name], kind):
             raise ValueError(f"the backbone's {name} is {found[name]!r}, and must be a text")
-    return found
+    places = {n: os.path.expanduser(found[n]) for n in ("name", "pretrained") if found[n]}
+    return found | places
 
 
 def check_claims(weights: Path, config: object):
@@ -153,6 +156,19 @@ model = BTAdapter.from_pretrained("{repository}")
 """
 
 
+def names_alone(backbone: dict) -> dict:
+    "What is said of a CLIP, with the last name of what is a path on this machine."
+    here = {n: v for n, v in backbone.items() if v and Path(os.path.expanduser(v)).exists()}
+    return backbone | {name: Path(value).name for name, value in here.items()}
+
+
+def forget_places(settings: Path):
+    "Of a CLIP in a folder keep the name alone: who gets these files does not have the folder."
+    told = json.loads(settings.read_text())
+    told["backbone"] = names_alone(told["backbone"])
+    settings.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def model_card(
     model: "Pretrained",
     repository: str,  # OWNER/NAME
@@ -165,11 +181,11 @@ def model_card(
     told = dict(license=license_id) if license_id else {}
     data = ModelCardData(library_name="bt-adapter", tags=["bt-adapter", "clip", "video"], **told)
     settings = ", ".join(f"{name} {value}" for name, value in asdict(model.config).items())
-    pretrained = model.clip.pretrained or "those of this name"
+    clip = names_alone(model.clip.card)
     return f"---\n{data.to_yaml()}\n---\n" + CARD.format(
         repository=repository,
-        name=model.clip.name,
-        pretrained=pretrained,
+        name=clip["name"],
+        pretrained=clip["pretrained"] or "those of this name",
         fingerprint=model.clip.fingerprint,
         settings=settings,
         made=made or "its maker has not said.",
@@ -254,6 +270,7 @@ class Pretrained:
             hub.create_branch(repository, branch=revision, exist_ok=True)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            forget_places(Path(folder, SETTINGS_FILE))
             Path(folder, "README.md").write_text(model_card(self, repository, made, license_id))
             message = "An adapter of bt_adapter"
             sent = dict(folder_path=folder, revision=revision, commit_message=message)

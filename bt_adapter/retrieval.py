@@ -41,7 +41,7 @@ from .datasets import (
     normalize_frames,
 )
 from .datasets.loading import check_example
-from .files import write_whole
+from .files import told_path, write_whole
 from .frozen_tower import fingerprint
 from .metrics import nearest, rank_figures, ranks_in_pieces
 from .pixels import transformed
@@ -189,7 +189,8 @@ def csv_rows(
 ) -> list[dict]:  # with the keys `columns`
     "The rows with everything that is needed to make them again."
     hashes = {name: weights_hash(model.branch) for name, model in models.items()}
-    weighed = [row | {"weights": hashes.get(row["adapter"], "")} for row in rows]
+    own = lambda name: dict(adapter=told_path(name), weights=hashes.get(name, ""))  # noqa: E731
+    weighed = [row | own(row["adapter"]) for row in rows]
     return ledger.complete_rows(weighed, columns, versions=versions(), **settings)
 
 # %% ../nbs/workshop/retrieval.ipynb #e2845da9

@@ -11,9 +11,7 @@ import csv
 import io
 import json
 import platform
-import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ import torch
 
 import bt_adapter
 from .files import write_whole
+from .ledger import command_line
 from .progress import Steps
 
 # %% ../nbs/workshop/runs.ipynb #31184f7a
@@ -157,5 +156,5 @@ def versions() -> dict[str, str]:
 
 def write_card(folder: Path, program: str, **card):
     "What was done and what came out, beside the weights, as training.json."
-    card = dict(command=shlex.join([program, *sys.argv[1:]]), **card, versions=versions())
+    card = dict(command=command_line(program), **card, versions=versions())
     write_whole(folder / "training.json", (json.dumps(card, indent=1) + "\n").encode())

@@ -121,13 +121,15 @@ class FeatureStore:
         write_whole(card, (json.dumps(mine, indent=1) + "\n").encode())
 
     def path(self, key: Key) -> Path:
-        name = sha256(f"{key.clip}\n{key.view}".encode()).hexdigest()[:24]
+        name = f"{key.clip}\n{key.view}".encode(errors="surrogatepass")
+        name = sha256(name).hexdigest()[:24]
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def about(self, key: Key) -> dict[str, str]:
         "What the header of an entry says."
         own = dict(clip=key.clip, view=key.view, stamp=key.stamp)
-        return {name: str(value) for name, value in (own | asdict(self.settings)).items()}
+        told = {name: str(value) for name, value in (own | asdict(self.settings)).items()}
+        return {n: text.encode(errors="backslashreplace").decode() for n, text in told.items()}
 
     def _open(self, key: Key, read: Callable):
         "What `read` finds in a good entry; KeyError where there is none."

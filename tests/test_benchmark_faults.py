@@ -408,7 +408,7 @@ def test_the_command_fails_if_nothing_is_read(tmp_path):
     assert isinstance(done.exception, ValueError) and "verdict" in done.stdout
     for extra in (["--ask-unread"], ["--set", "seed=1"], ["--base-url", "http://h"]):
         done = CliRunner().invoke(judge.app, [options[0], *extra])
-        assert "need --judge" in str(done.exception), extra
+        assert "belongs to --judge" in str(done.exception), extra
 
 
 @pytest.mark.parametrize("setting", ["temperature", "=1", "a b=1", "\x1b[31m"])

@@ -850,7 +850,7 @@ def test_command_for_a_table_away_from_its_clips(tmp_path, capsys, monkeypatch):
         (["--out", "taken"], "taken"),
         (["--steps", "0"], "steps must be 1 or more"),
         (["--data", "missing.csv"], "There is no annotation missing.csv"),
-        (["--validation", "v.csv"], "--validation is of use with --data only"),
+        (["--validation", "v.csv"], "--validation belongs to --data"),
         (["--preset", "paper"], "18 clips for each of 1 to 240 objects, not 640 clips"),
         (["--save-every", "0"], "--save-every"),
         (["--data", "taken", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),

@@ -13,7 +13,7 @@ from pathlib import Path
 # %% ../../nbs/workshop/cli/ablations.ipynb #75c1312d
 from . import options
 from .console import command, loading, run, show
-from ..evaluation import check_given_file
+from ..evaluation import check_given_file, check_tower
 
 # %% ../../nbs/workshop/cli/ablations.ipynb #e619d083
 app = command("The paper's ablations on Moving Shapes, as lines of a CSV file.")
@@ -40,6 +40,7 @@ def ablations(
 ):
     "Train and test every row; lines that are there already are kept."
     check_study(tables, seeds, file)
+    check_tower(clip, None)
     with loading("training and testing the rows of the study"):
         from .. import ablations as library
         from .. import verdicts

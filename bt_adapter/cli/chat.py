@@ -40,9 +40,7 @@ def questions() -> Iterator[str]:
 # %% ../../nbs/workshop/cli/chat.ipynb #5c82910a
 def check_model(model: str, video: str | None, template: str | None):
     "Raises ValueError for names that are none, and for a host without anything that sees clips."
-    if template is not None and template not in options.TEMPLATES:
-        known = ", ".join(options.TEMPLATES)
-        raise ValueError(f"No template is called {template!r}: choose from {known}.")
+    options.check_template(template)
     small = model == "moving-shapes" or (Path(model) / "projector.safetensors").is_file()
     if not small and not Path(model).is_dir() and "/" not in model:
         raise ValueError(

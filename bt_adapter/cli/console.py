@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_MEMORY', 'NoSuchOption', 'leave_at_once', 'be_quick_to_leave', 'take_care', 'loading', 'table', 'show', 'note',
            'sentence', 'told_by_us', 'own_warnings', 'own_messages', 'spellings', 'command_lines', 'belongs_elsewhere',
-           'in_new_words', 'Knowing', 'Command', 'Group', 'check_nothing_before', 'Program', 'command', 'dashed_file',
-           'run']
+           'in_new_words', 'check_no_empty', 'given_options', 'Knowing', 'Command', 'Group', 'check_nothing_before',
+           'Program', 'command', 'dashed_file', 'run', 'run_shown']
 
 # %% ../../nbs/workshop/cli/console.ipynb #7aa687f5
 import json
@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+
+from ..evaluation import check_needs
+from ..terminal import drawing, shown, shown_streams
 
 # %% ../../nbs/workshop/cli/console.ipynb #4a0008d0
 def leave_at_once(number, frame):
@@ -67,13 +71,15 @@ def table(
     from rich.markup import escape
     from rich.table import Table
 
-    made = Table(title=escape(title), title_justify="left", title_style="bold")
+    def text(value):
+        return escape(shown(f"{value:.1f}" if isinstance(value, float) else str(value)))
+
+    made = Table(title=text(title), title_justify="left", title_style="bold")
     for name, value in rows[0].items():
         side = "left" if isinstance(value, str) else "right"
-        made.add_column(escape(name), justify=side, overflow="fold")
+        made.add_column(text(name), justify=side, overflow="fold")
     for row in rows:
-        cells = (f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values())
-        made.add_row(*map(escape, cells))
+        made.add_row(*map(text, row.values()))
     return made
 
 # %% ../../nbs/workshop/cli/console.ipynb #27ce00f4
@@ -84,7 +90,7 @@ def show(results: dict[str, list[dict]], as_json: bool = False):
     if as_json:
         print(json.dumps(results, indent=1))
         return
-    console = Console()
+    console = Console(file=drawing())
     if not console.is_terminal:
         console.width = 120  # a pipe has no width of its own
     for title, rows in results.items():
@@ -110,6 +116,8 @@ def sentence(error: BaseException) -> str | None:
         return "the memory of this machine is too small for this"
     if isinstance(error, RecursionError):
         return "something that was read is nested too deeply"
+    if isinstance(error, OSError) and error.strerror and not error.filename:
+        return f"the system refuses: {error.strerror}"
     return str(error) if isinstance(error, ValueError | OSError) else None
 
 # %% ../../nbs/workshop/cli/console.ipynb #24c70fac
@@ -188,10 +196,30 @@ def in_new_words(arguments: list[str], former: dict[str, str]) -> list[str]:
 NoSuchOption = sys.modules[typer.BadParameter.__module__].NoSuchOption
 
 
+def check_no_empty(arguments: list[str]):
+    "Raises ValueError for a value that is empty: for a path it would mean the current folder."
+    before = ["", *arguments]
+    for option, word in zip(before, arguments):
+        named = word.removesuffix("=") if word.startswith("--") and word.endswith("=") else None
+        if word == "" or (named and "=" not in named):
+            named = named or (option if option.startswith("-") else "an argument")
+            raise ValueError(f"{named} is empty: give it a value, or leave it out")
+
+
+def given_options(ctx: typer.Context) -> set[str]:
+    "The options that stand on the command line, without their dashes and as Python spells them."
+    given = [
+        p for p in ctx.command.params if ctx.get_parameter_source(p.name).name == "COMMANDLINE"
+    ]
+    names = {name.lstrip("-").replace("-", "_") for p in given for name in p.opts[:1]}
+    return names | {p.name for p in given if p.param_type_name == "argument"}
+
+
 class Knowing:
     "A command that says of an option that it does not know where it belongs."
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
+        check_no_empty(args)
         try:
             return super().parse_args(ctx, args)
         except NoSuchOption as error:
@@ -202,14 +230,18 @@ class Knowing:
 
 
 class Command(Knowing, TyperCommand):
-    "One command; `former` are old names of its options and the new ones."
+    "One command, with old names of its options and the new ones, and those that need others."
 
-    def __init__(self, *args, former: dict[str, str], **own):
+    def __init__(self, *args, former: dict[str, str], needs: dict[str, str], **own):
         super().__init__(*args, **own)
-        self.former = former
+        self.former, self.needs = former, needs
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         return super().parse_args(ctx, in_new_words(args, self.former))
+
+    def invoke(self, ctx):
+        check_needs(self.needs, given_options(ctx))
+        return super().invoke(ctx)
 
 
 class Group(Knowing, TyperGroup):
@@ -228,10 +260,18 @@ def check_nothing_before(ctx: typer.Context):
 
 # %% ../../nbs/workshop/cli/console.ipynb #9463f823
 class Program(typer.Typer):
-    "A command line program; its commands are told which of their options have another name now."
+    "A command line program; its commands know old names of options, and which need others."
 
-    def command(self, name: str | None = None, *, former: dict[str, str] | None = None, **own):
-        return super().command(name, cls=partial(Command, former=former or {}), **own)
+    def command(
+        self,
+        name: str | None = None,
+        *,
+        former: dict[str, str] | None = None,  # the name of the last edition: that of this one
+        needs: dict[str, str] | None = None,  # an option: that to which it belongs
+        **own,
+    ):
+        kind = partial(Command, former=former or {}, needs=needs or {})
+        return super().command(name, cls=kind, **own)
 
 
 def command(what: str) -> Program:
@@ -250,6 +290,18 @@ def run(app: typer.Typer):
     "Run a command line program; a mistake in its input is one sentence and exit status 2."
     be_quick_to_leave()
     try:
+        with shown_streams():
+            run_shown(app)
+    except OSError as error:  # of what was printed last
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        take_care()
+
+
+def run_shown(app: typer.Typer):
+    "Run a program whose streams show what is printed."
+    try:
         with own_warnings(), own_messages():
             app()
     except KeyboardInterrupt:
@@ -261,11 +313,8 @@ def run(app: typer.Typer):
         raise
     except Exception as error:
         reason = sentence(error)
-        if reason is None:
-            raise
-    else:
-        return
-    finally:
-        take_care()
-    print(f"error: {reason}", file=sys.stderr)
-    raise SystemExit(2)
+        if reason is None:  # a fault of ours: told here, where its words are shown
+            traceback.print_exc()
+            raise SystemExit(1) from None
+        print(f"error: {reason}", file=sys.stderr)
+        raise SystemExit(2) from None

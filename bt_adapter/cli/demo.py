@@ -105,6 +105,9 @@ def demo(
 ):
     "Encode clips with frozen CLIP and with BT-Adapter, and compare."
     if samples:
+        others = dict(CLIPS=clips, captions=captions, json=as_json)
+        if given := [name for name, value in others.items() if value]:
+            raise ValueError(f"--write-samples draws the shipped clips alone: leave {given[0]} out")
         options.check_out(samples / "clips")
         with loading():
             from ..demo import write_samples

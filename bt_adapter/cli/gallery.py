@@ -18,6 +18,7 @@ def record(folder: options.ChatFolder = None, scenes: options.Tests = 216):
     "Ask the chat model in FOLDER about test clips, and keep the answers in it."
     if folder and not (folder / "projector.safetensors").is_file():
         raise ValueError(f"{folder} is no chat model: make one with `bta-pretrain instruct`.")
+    options.check_out(folder)
     with loading("asking the chat models"):
         from .. import gallery as library
         from ..backbone import samples_folder

@@ -8,8 +8,6 @@ __all__ = ['CLIP_PRESETS', 'ClipSettings', 'crop_frames', 'normalize_frames', 't
            'ClipLoader', 'loader']
 
 # %% ../../nbs/workshop/datasets/loading.ipynb #7eae50d9
-import csv
-import io
 import math
 import pickle
 from collections.abc import Iterator, Sequence
@@ -32,7 +30,8 @@ from .. import pixels
 from ..backbone import FrozenCLIP
 from .annotations import Example
 from .decoding import Decoder, DecoderEnded, can_fork
-from ..files import first_line, write_whole
+from ..files import first_line
+from ..ledger import write_csv
 from ..progress import chunks
 from ..video import ClipError, check_reader, read_clip
 
@@ -201,8 +200,8 @@ class Report:
 
     def write(self, path: str | Path):
         "The broken clips as CSV: path, reason."
-        csv.writer(text := io.StringIO()).writerows([("path", "reason"), *self.broken.items()])
-        write_whole(path, text.getvalue().encode(errors="backslashreplace"))
+        rows = [dict(path=path, reason=reason) for path, reason in self.broken.items()]
+        write_csv(path, rows, ("path", "reason"))
 
 # %% ../../nbs/workshop/datasets/loading.ipynb #2cc56828
 class BrokenClip(ClipError):

@@ -27,6 +27,7 @@ from ..files import write_whole
 from ..map_figures import hang_shares, outline
 from ..maps import check_indices, seen_part, temporal_maps
 from ..relevance import relevance
+from ..terminal import shown
 
 # %% ../../nbs/workshop/explorer/views.ipynb #d05c20e8
 LIMIT = 2_000_000  # bytes of a file
@@ -159,7 +160,7 @@ class Explorer:
         data["maps"] = self.carried(LIMIT - used)
         data["info"]["held"] = list(data["maps"])
         text = json.dumps(data).replace("<", "\\u003c")
-        page = PAGE.format(title=escape(title), data=text, script=explorer_script())
+        page = PAGE.format(title=escape(shown(title)), data=text, script=explorer_script())
         if len(page.encode()) > LIMIT:
             raise ValueError("This file would be larger than 2 MB: take fewer frames or captions.")
         return page

@@ -32,7 +32,7 @@ def read_file(path: Path) -> dict:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch each have their own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error).rstrip(".")
         if isinstance(error, UnpicklingError):  # torch advises to run what the file says
             reason = "it is no file of PyTorch, or holds more than tensors"
         raise ValueError(f"{path} is no checkpoint, or it is damaged: {reason}") from error
