@@ -56,6 +56,7 @@ class Evaluation:
     ties: str = "against"  # or "released"
     csv: Path | None = None  # rows are appended there
     queries: Path | None = None  # every query, its rank and what was found
+    overwrite: bool = False  # the file of `queries` may be there already
     faiss: bool = False  # finds what `queries` lists
     keep: Path | None = None  # folder for embeddings, to go on where a run was stopped
     skip: bool = False  # leave out clips that are missing or unreadable
@@ -89,6 +90,8 @@ class Evaluation:
         if self.settings not in SETTINGS:
             raise ValueError(f"--settings must be {' or '.join(SETTINGS)}, not {self.settings!r}")
         check_given_file(self.queries)
+        if self.queries and self.queries.exists() and not self.overwrite:
+            raise ValueError(f"{self.queries} is there already: add --overwrite to replace it")
         for name in ("data", "csv", "classes") if self.queries else ():
             other = getattr(self, name)
             if other and self.queries.resolve() == other.resolve():

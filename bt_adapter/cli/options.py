@@ -7,13 +7,13 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName',
            'PretrainedTag', 'Activation', 'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Split', 'Frames',
            'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
-           'Broken', 'Resume', 'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests',
-           'Dialogues', 'Released', 'Gates', 'Heads', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties',
-           'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask',
-           'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
-           'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least',
-           'check_clip_path', 'check_one_clip', 'check_file', 'check_activation', 'check_tuning', 'check_reader_name',
-           'check_adapter', 'check_video', 'check_format', 'check_out', 'option', 'choice']
+           'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard',
+           'NewFolder', 'Tests', 'Dialogues', 'Released', 'Gates', 'Heads', 'Limit', 'Settings', 'Tokens', 'Classes',
+           'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions',
+           'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers',
+           'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder',
+           'at_least', 'check_clip_path', 'check_one_clip', 'check_file', 'check_activation', 'check_tuning',
+           'check_reader_name', 'check_adapter', 'check_video', 'check_format', 'check_out', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -167,6 +167,10 @@ Store = option(Path, "folder for frozen states")
 Views = Annotated[int, typer.Option(help="of a clip in the store; 1: no random crops", min=1)]
 Broken = Annotated[float, typer.Option(help="share of clips that may be broken", min=0, max=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="go on where it was cut off")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="replace a finished result, or begin anew")
+]
+Wait = Annotated[float, typer.Option(help="minutes that processes wait for each other", min=0.01)]
 SaveEvery = Annotated[int, typer.Option(help="steps between checkpoints", min=1)]
 Recipe = option(str, f"{' or '.join(TUNING)}; for adapters also quick or full", "--preset")
 Validation = option(Path, "annotations of clips to judge by, in the same format")

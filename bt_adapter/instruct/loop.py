@@ -15,8 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..fitting import Schedule, fit
-from ..runs import RunLog, load_checkpoint, make_folder, save_checkpoint
+from ..fitting import Schedule, check_optimizer, fit
+from ..folders import make_folder
+from ..runs import (
+    RunLog,
+    checkpoints,
+    fitting_state,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
 
 # %% ../../nbs/workshop/instruct/loop.ipynb #2d250201
 @dataclass(frozen=True)
@@ -73,14 +81,19 @@ def resume(
     named: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     state: dict,  # of a checkpoint
+    steps: int | None = None,  # of the whole run
 ) -> int:  # steps that have been taken
-    "Put weights and optimizer where a checkpoint was taken."
-    optimizer.load_state_dict(state["optimiser"])
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group.pop("full", None))  # its name in the first edition
-    for name, parameter in named.items():
-        parameter.data.copy_(state["weights"][name])
-    return state["step"]
+    "Put weights and optimizer where a checkpoint was taken. Raises ValueError if it does not fit."
+    with fitting_state("This state"):
+        optimizer.load_state_dict(state["optimiser"])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group.pop("full", None))  # its name in the first edition
+        check_optimizer(optimizer)
+        for name, parameter in named.items():
+            if state["weights"][name].shape != parameter.shape:
+                raise ValueError(f"{name} has another shape")
+            parameter.data.copy_(state["weights"][name])
+        return step_of(state, steps)
 
 # %% ../../nbs/workshop/instruct/loop.ipynb #5cef713e
 def train_parameters(
@@ -95,7 +108,9 @@ def train_parameters(
     "Train, from the checkpoint if there is one. Raises ValueError if the loss is no number."
     make_folder(folder)
     path, optimizer = folder / "checkpoint.pt", optimizer_of(named, config)
-    start = resume(named, optimizer, load_checkpoint(path, run)) if path.is_file() else 0
+    start, begun = 0, any(place.is_file() for place in checkpoints(path))
+    if begun:
+        start = resume(named, optimizer, load_checkpoint(path, run), config.steps)
 
     def save(taken: int):
         weights = {name: parameter.detach() for name, parameter in named.items()}
