@@ -75,7 +75,7 @@ def _ended(board, rank):
     return host == socket.gethostname() and not is_alive(int(process))
 
 
-def lost_processes(rank: int, world: int, seconds: float = 10) -> tuple[list[int], str]:
+def lost_processes(rank: int, world: int, seconds: float = 5) -> tuple[list[int], str]:
     "Which processes are lost, as far as can be told, and what became of them."
     others, until = [n for n in range(world) if n != rank], time.monotonic() + seconds
     try:
