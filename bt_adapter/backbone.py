@@ -212,7 +212,7 @@ def _load_named(name, pretrained, activation):
             model = open_clip.create_model(name, pretrained, force_quick_gelu=quick, **other)
             return model, open_clip.get_tokenizer(name)
         except Exception as error:  # of the hub, of the network, and open_clip's own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             reason = reason if reached or not trained else OUT_OF_REACH
     raise ValueError(f"{name} with weights {pretrained!r} cannot be had: {reason}")
 

@@ -11,7 +11,7 @@ __all__ = ['ACTORS', 'HEAT', 'TALKERS', 'ASKED_KINDS', 'SCORES', 'sample_scenes'
 # %% ../nbs/workshop/demo.ipynb #793d7da4
 import re
 from collections.abc import Callable
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +68,15 @@ def sample_paths() -> list[Path]:
 # %% ../nbs/workshop/demo.ipynb #d897b960
 def write_samples(
     folder: Path,  # receives clips/*.mp4 and captions.csv
+    overwrite: bool = False,  # may files of these names be replaced?
 ):
     "Draw the shipped clips: 128 x 128 pixels, 24 frames, 8 a second."
+    names = [*(f"clips/{name}" for name in sample_scenes()), "captions.csv"]
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise ValueError(
+            f"{folder} holds {there[0]}: add --overwrite to replace it, or choose another folder."
+        )
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     for name, scene in sample_scenes().items():
         write_clip(folder / "clips" / name, render(scene, 24, 128), fps=8)

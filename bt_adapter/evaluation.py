@@ -79,6 +79,7 @@ class Evaluation:
     ties: str = "against"  # or "released"
     csv: Path | None = None  # rows are appended there
     queries: Path | None = None  # every query, its rank and what was found
+    overwrite: bool = False  # the file of `queries` may be there already
     faiss: bool = False  # finds what `queries` lists
     keep: Path | None = None  # folder for embeddings, to go on where a run was stopped
     skip: bool = False  # leave out clips that are missing or unreadable
@@ -110,6 +111,8 @@ class Evaluation:
         check_given_file(self.csv)
         if self.keep:
             check_folder_place(self.keep)
+        if self.queries and self.queries.exists() and not self.overwrite:
+            raise ValueError(f"{self.queries} is there already: add --overwrite to replace it")
         for name in ("data", "csv", "classes") if self.queries else ():
             other = getattr(self, name)
             if other and self.queries.resolve() == other.resolve():

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from itertools import chain, count, islice
 from pathlib import Path
@@ -23,7 +24,9 @@ from .backbone import FrozenCLIP
 from .branch import BranchConfig, BTAdapter
 from .fitting import Schedule
 from .precision import fast_copy
+from .processes import WAIT, together
 from .progress import chunks, progress
+from .stamps import file_stamp
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import (
     Batch,
@@ -164,6 +167,7 @@ def clip_states(
     chunk: int = 16,  # clips at a time
     ranks: ProcessInfo | None = None,
     share: float = 0.1,  # of broken clips that is tolerated
+    in_step: Callable[[Iterator], Iterator] = iter,  # as `together`, for several processes
 ):  # a Report of what could not be read
     "Add the states of a data set's clips to a store that lacks them."
     from .datasets import Report, normalize_frames
@@ -176,7 +180,7 @@ def clip_states(
     todo = [(some, lacking) for some, lacking in zip(grid, missing) if lacking]
     report.add(len(rows) - sum(map(len, missing)), [])  # what is stored has been read before
     decoded = _decoded(dataset, rows, [lacking for _, lacking in todo], workers, report)
-    for (some, _), found in zip(todo, decoded):
+    for found, (some, _) in zip(in_step(decoded), todo):
         slots = [wanted[n] if n in found else None for n in some]
         frames = [normalize_frames(found[n], fast) if n in found else None for n in some]
         put_states(store, fast, slots, frames, last)
@@ -261,6 +265,13 @@ def _contents(examples):
         known = [examples.names, examples.ends.tolist()]
     return sha256(repr(known).encode()).hexdigest()[:16]
 
+
+def _files(examples):
+    "The files of what is trained on, by name: of the clips, or of their shards."
+    if isinstance(examples, list):
+        return {str(example.id): example.path for example in examples}
+    return {name: examples.folder / name for name in examples.names}
+
 # %% ../nbs/workshop/pretrain.ipynb #0f478478
 def _clip_source(run, clip, examples, config, store, views, workers, broken, reader):
     "Batches for `pretrain_clips`, and the report that their making fills."
@@ -278,12 +289,13 @@ def _clip_source(run, clip, examples, config, store, views, workers, broken, rea
     twice = [name for name, n in Counter(name for name, *_ in rows).items() if n > 1]
     if twice:
         raise ValueError(f"{len(twice)} ids name more than one clip, the first is {twice[0]}.")
-    stamped = [(name, frozen.file_stamp(path, span)) for name, path, _, span in rows]
+    stamped = [(name, file_stamp(path, span)) for name, path, _, span in rows]
     keys = [[Key(name, view, stamp) for name, stamp in stamped] for view in range(views)]
     last, size = config.branch.states, dict(frames=config.frames, entries=len(rows) * views)
     how = f"views drawn with seed {config.seed}" if views > 1 else "middle frames, centre crop"
     states = frozen.open_store(store, clip, last=last, how=how, **size)
-    sharing = dict(ranks=run.ranks, share=broken)
+    in_step = partial(together, run.accelerator)
+    sharing = dict(ranks=run.ranks, share=broken, in_step=in_step)
     report = clip_states(clip, dataset, keys, states, last, workers, **sharing)
     run.accelerator.wait_for_everyone()
     warn_of_changes(states)
@@ -329,32 +341,36 @@ def pretrain_clips(
     broken: float = 0.1,  # share of the clips that may be broken
     reader: str = "pyav",  # of the clips, as in `read_clip`
     tell: Callable[[str], None] = lambda text: None,  # is told batch and steps, once
+    overwrite: bool = False,  # replace a finished adapter, or begin one anew
+    wait: float = WAIT,  # minutes that processes wait for each other
 ):  # a Report of the clips that could not be read, which is in broken.csv, too
     "Train on a data set and save. A batch larger than the data set becomes the data set."
     from .datasets import TooManyBroken
 
-    run, clips = Run(out, resume, save_every), len(examples)
-    config = _fitting(config, clips, epochs, run, tell)
-    torch.manual_seed(config.seed)
-    model = BTAdapter(clip.to(run.accelerator.device), config.branch)
-    drawn = f"views: {views if store else 'ever new'}"
-    same = run_signature(model, config, f"{clips} clips {_contents(examples)}, {drawn}")
-    if run.finished(same):
-        return None
-    try:
-        how = views, workers, broken, reader
-        source, reported = _clip_source(run, clip, examples, config, store, *how)
-        run.go(model, source, config, same)
-    except TooManyBroken as error:
-        error.report.write(run.folder / "broken.csv")
-        raise
-    report = _of_all(reported())
-    if run.main:
-        report.write(run.folder / "broken.csv")
-    rows = judge(model) if run.main else []
-    counts = dict(clips=clips, tried=report.tried, failed=report.failed)
-    run.finish(model, config, same, **counts, validation=rows)
-    return report
+    with Run(out, resume, save_every, overwrite=overwrite, wait=wait) as run:
+        clips = len(examples)
+        config = _fitting(config, clips, epochs, run, tell)
+        torch.manual_seed(config.seed)
+        model = BTAdapter(clip.to(run.accelerator.device), config.branch)
+        drawn = f"views: {views if store else 'ever new'}"
+        same = run_signature(model, config, f"{clips} clips {_contents(examples)}, {drawn}")
+        if run.finished(same):
+            return None
+        run.same_clips(_files(examples))
+        try:
+            how = views, workers, broken, reader
+            source, reported = _clip_source(run, clip, examples, config, store, *how)
+            run.go(model, source, config, same)
+        except TooManyBroken as error:
+            error.report.write(run.folder / "broken.csv")
+            raise
+        report = _of_all(reported())
+        if run.main:
+            report.write(run.folder / "broken.csv")
+        rows = judge(model) if run.main else []
+        counts = dict(clips=clips, tried=report.tried, failed=report.failed)
+        run.finish(model, config, same, **counts, validation=rows)
+        return report
 
 # %% ../nbs/workshop/pretrain.ipynb #0670b52c
 def check_apart(

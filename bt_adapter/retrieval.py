@@ -42,12 +42,13 @@ from .datasets import (
 )
 from .datasets.loading import check_example
 from .files import told_path, write_whole
+from .folders import make_folder
 from .frozen_tower import fingerprint
 from .metrics import nearest, rank_figures, ranks_in_pieces
 from .pixels import transformed
 from .progress import progress
 from .released import load_released, read_file
-from .runs import make_folder, versions
+from .runs import versions
 from .video import ClipError
 
 # %% ../nbs/workshop/retrieval.ipynb #70af22bd
@@ -319,7 +320,13 @@ def claim_folder(
     "Make a folder for one evaluation. Raises ValueError if it is another's."
     make_folder(folder)
     card, mine = folder / "evaluation.json", json.dumps(identity, indent=1)
-    if card.is_file() and card.read_text() != mine:
+    other = next(folder.glob("[0-9]" * 6 + ".safetensors"), None) if not card.is_file() else None
+    if other:
+        raise ValueError(
+            f"{folder} holds {other.name}, and nothing says that this package wrote it: name "
+            "another folder"
+        )
+    if card.is_file() and card.read_text(errors="replace") != mine:
         raise ValueError(f"{folder} holds another evaluation: name another folder")
     write_whole(card, mine.encode())
 

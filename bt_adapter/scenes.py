@@ -22,8 +22,10 @@ from . import moving_shapes as world
 from . import store as frozen
 from .backbone import FrozenCLIP, load_clip
 from .branch import BTAdapter
+from .folders import CARD, check_place, holding
 from .metrics import recall_at_k
 from .precision import fast_copy
+from .processes import WAIT
 from .progress import chunks
 from .retrieval import (
     adapter_methods,
@@ -32,8 +34,8 @@ from .retrieval import (
     side_by_side,
     text_encoder,
 )
-from .runs import make_folder, write_card
-from .small_clip import opposite_cosines, static_recall, train_clip
+from .runs import write_card
+from .small_clip import CLIP_FILES, opposite_cosines, static_recall, train_clip
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import Batch, PretrainConfig, ProcessInfo, Run, run_signature
 
@@ -178,48 +180,53 @@ def pretrain_moving_shapes(
     store: Path | None = None,  # folder for frozen states; None: in memory
     resume: bool = False,
     save_every: int = 50,  # steps
+    overwrite: bool = False,  # replace a finished adapter, or begin one anew
+    wait: float = WAIT,  # minutes that processes wait for each other
 ) -> list[dict]:  # rows of `validate`
     "Make the store, train, validate and save."
     groups = training_scenes(np.random.default_rng(config.seed), config.objects, config.takes)
     in_batch = check_groups(config.batch, len(groups))
     config = replace(config, steps=config.steps or len(groups) // in_batch)
-    run, last = Run(out, resume, save_every), config.branch.states
-    torch.manual_seed(config.seed)
-    model = BTAdapter(clip.to(run.accelerator.device), config.branch)
-    same = run_signature(model, config, "moving shapes")
-    if card := run.finished(same):
-        return card["validation"]
-    settings = frozen.store_settings(fast_copy(clip), last, config.frames, "as rendered")
-    states = FeatureStore(store, settings) if store else {}
-    scene_states(clip, list(chain.from_iterable(groups)), last, states, config.frames)
-    warn_of_changes(states)
-    own = dict(batch=config.batch, seed=config.seed, ranks=run.ranks)
-    source = SceneBatches(clip, groups, states, **own)
-    run.go(model, source, config, same)
-    rows = validate(model, frames=config.frames) if run.main else []
-    run.finish(model, config, same, validation=rows)
-    return rows
+    last = config.branch.states
+    with Run(out, resume, save_every, overwrite=overwrite, wait=wait) as run:
+        torch.manual_seed(config.seed)
+        model = BTAdapter(clip.to(run.accelerator.device), config.branch)
+        same = run_signature(model, config, "moving shapes")
+        if card := run.finished(same):
+            return card["validation"]
+        settings = frozen.store_settings(fast_copy(clip), last, config.frames, "as rendered")
+        states = FeatureStore(store, settings) if store else {}
+        scene_states(clip, list(chain.from_iterable(groups)), last, states, config.frames)
+        warn_of_changes(states)
+        own = dict(batch=config.batch, seed=config.seed, ranks=run.ranks)
+        source = SceneBatches(clip, groups, states, **own)
+        run.go(model, source, config, same)
+        rows = validate(model, frames=config.frames) if run.main else []
+        run.finish(model, config, same, validation=rows)
+        return rows
 
 # %% ../nbs/workshop/scenes.ipynb #c406ace5
 def pretrain_small_clip(
-    out: Path,  # receives the CLIP and its card
+    out: Path,  # receives the CLIP and its card, all of it at the end
     steps: int = 500,
     seed: int = 0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    overwrite: bool = False,  # replace one that is there
 ) -> dict[str, float]:  # what it can do, and what it cannot
     "Train the small CLIP on pictures of Moving Shapes, judge and save it."
-    make_folder(out)
-    started = time.monotonic()
-    train_clip(out, steps, seed, on_step)
-    seconds, clip = round(time.monotonic() - started), load_clip(str(out))
-    cosines = opposite_cosines(clip, world.gallery("validation"))
-    figures = {
-        "R@1 of a frame, percent": 100 * static_recall(clip),
-        "cosine of opposites": round(cosines.mean().item(), 3),
-        "highest": round(cosines.max().item(), 3),
-    }
-    settings = dict(steps=steps, seed=seed)
-    write_card(out, "bta-pretrain", settings=settings, seconds=seconds, figures=figures)
+    check_place(out, (*CLIP_FILES, CARD), CLIP_FILES[-1], overwrite=overwrite)
+    with holding(out, (*CLIP_FILES, CARD)):
+        started = time.monotonic()
+        train_clip(out, steps, seed, on_step)
+        seconds, clip = round(time.monotonic() - started), load_clip(str(out))
+        cosines = opposite_cosines(clip, world.gallery("validation"))
+        figures = {
+            "R@1 of a frame, percent": 100 * static_recall(clip),
+            "cosine of opposites": round(cosines.mean().item(), 3),
+            "highest": round(cosines.max().item(), 3),
+        }
+        settings = dict(steps=steps, seed=seed)
+        write_card(out, "bta-pretrain", settings=settings, seconds=seconds, figures=figures)
     return figures
 
 # %% ../nbs/workshop/scenes.ipynb #094ce6b5

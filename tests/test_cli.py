@@ -227,18 +227,19 @@ def test_words_behind_two_dashes_are_no_options(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-OF_A_RUN = "--steps 3 --store s --resume --save-every 3 --seed 3 --workers 3 --clips c"
+OF_A_RUN = "--steps 3 --store s --resume --overwrite --save-every 3 --seed 3 --workers 3 --clips c"
 EVERY_OPTION = {
     "pretrain": f"{OF_A_RUN} --out o --preset full --data file --format webvid --split test "
     "--validation file --validation-split x --broken 0.3 --clip c --pretrained x --activation gelu "
-    "--epochs 3 --batch 3 --chunk 3 --precision bf16 --ema 0.3 --views 3 --reader decord",
+    "--epochs 3 --batch 3 --chunk 3 --precision bf16 --ema 0.3 --views 3 --reader decord "
+    "--wait 3.0",
     "pretrain tune": f"{OF_A_RUN} --frames 3 --model m --dialogues file --out o --preset released "
     "--adapter moving-shapes --template llava",
     "evaluate": "moving-shapes --released file --no-gates --heads 3 --clip c --pretrained x "
     "--activation gelu --data file --format webvid --clips c --split test --limit 3 --skip "
     "--settings released --frames 3 --tokens 3 --classes file --prompt {} --ties released "
-    "--csv r.csv --queries q.csv --faiss --keep k --batch 3 --workers 3 --reader decord "
-    "--device cuda",
+    "--csv r.csv --queries q.csv --overwrite --faiss --keep k --batch 3 --workers 3 "
+    "--reader decord --device cuda",
 }
 
 

@@ -1,5 +1,6 @@
 """Several processes at their shares of a batch are one process at the whole batch."""
 
+import json
 import os
 import socket
 import subprocess
@@ -88,3 +89,84 @@ def test_processes_give_the_losses_and_gradients_of_one(world, alone, tmp_path):
         assert found["stop"] == 15
         first = 12 // world  # of the clips that are broken, all but the first process's
         assert f"the clips were clip {first}; clip {first + 1}" in found["told"]
+
+
+LOST = """
+import json, os, signal, sys, time, torch, torch._dynamo  # which optimisers import
+from pathlib import Path
+from accelerate import Accelerator, InitProcessGroupKwargs
+from tiny_runs import Source, tiny_adapter
+from bt_adapter import trainer as engine
+from bt_adapter.processes import together
+torch.set_num_threads(1)
+try:
+    import torch.utils.tensorboard  # once, for all children
+except ImportError:
+    pass
+engine.save_curves = lambda *_: None  # pictures take longer than the run
+SIGNALS = dict(dies=signal.SIGKILL, hangs=signal.SIGSTOP)
+
+def work(how, rank, port):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=port)
+    config = engine.PretrainConfig(steps=6, batch=12, precision="fp32", mask_ratio=0.5, tau=0.5)
+
+    class Harmed(Source):
+        def __call__(self, start, last):
+            for step, batch in enumerate(super().__call__(start, last), start):
+                if step == 3 and rank == 1 and how in SIGNALS:
+                    os.kill(os.getpid(), SIGNALS[how])
+                if step == 3 and rank == 1 and how == "fails":
+                    raise RuntimeError("an error of its own")
+                yield batch
+
+    model, found = tiny_adapter(), {}
+    same = engine.run_signature(model, config, "noise")
+    try:
+        with engine.Run(Path(sys.argv[1], how), save_every=2, wait=0.1) as run:
+            found["items"] = [*together(run.accelerator, range(20 if rank else 3), every=4)]
+            run.go(model, Harmed(run.ranks), config, same)
+            run.finish(model, config, same)
+            if rank == 0 and how == "fine":
+                time.sleep(8)  # longer than the others would wait: what the first does at the end
+    except Exception as error:
+        found["told"] = f"{type(error).__name__}: {error}"
+    Path(sys.argv[1], f"{how} {rank}.json").write_text(json.dumps(found))
+    os._exit(0)
+
+children = {}
+for how, port in zip(("dies", "hangs", "fails", "fine"), sys.argv[2:]):
+    for rank in range(2):
+        number = os.fork()
+        if number == 0:
+            work(how, rank, port)
+        children[how, rank] = number
+hung = children.pop(("hangs", 1))
+for number in children.values():
+    os.waitpid(number, 0)
+os.kill(hung, signal.SIGKILL)
+"""
+
+
+def test_a_lost_process_is_one_sentence_and_the_checkpoint_stays(tmp_path):
+    paths = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | dict(MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
+    env |= dict(PYTHONPATH=os.pathsep.join(paths))
+    ports = [str(free_port()) for _ in range(4)]
+    command = [sys.executable, "-c", LOST, str(tmp_path), *ports]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert found.keys() == {f"{how} {n}" for how in ("fails", "fine") for n in (0, 1)} | {
+        "dies 0",
+        "hangs 0",
+    }
+    for how, state in dict(dies="has ended", hangs="does not answer", fails="has ended").items():
+        told = found[f"{how} 0"]["told"]
+        assert told.startswith(f"ConnectionError: process 1 of 2 {state}"), told
+        assert "with --resume; the checkpoint is kept" in told and "gloo" not in told
+        assert (tmp_path / how / "checkpoint.pt").is_file()
+        assert not (tmp_path / how / ".bt_adapter.lock").exists()
+    assert found["fails 1"]["told"] == "RuntimeError: an error of its own"
+    for rank, items in ((0, 3), (1, 20)):
+        assert found[f"fine {rank}"] == dict(items=[*range(items)])
+    assert (tmp_path / "fine" / "training.json").is_file()

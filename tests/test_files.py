@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -125,16 +126,49 @@ def test_the_small_clip_is_written_whole(tmp_path, monkeypatch):
     assert steps == ["merges.txt.gz", "open_clip_config.json"] and not contents(tmp_path)
 
 
+def ended():
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path):
+    gone, names = ended(), ("a", "folder", "b.json")
     for name in ("a", "folder"):
         with replacing(tmp_path / name) as part:
             part.mkdir() if name == "folder" else part.touch()
-            (tmp_path / part.name.replace(str(os.getpid()), "1")).touch()  # left by process 1
-    assert len(contents(tmp_path)) == 4
-    (tmp_path / ".b.2.part").mkdir()
-    (tmp_path / ".b.2.part" / "c").touch()
-    clear_parts(tmp_path)
+            (tmp_path / part.name.replace(str(os.getpid()), str(gone))).touch()
+    (tmp_path / f".b.json.{gone}.part").mkdir()
+    (tmp_path / f".b.json.{gone}.part" / "c").touch()
+    assert len(contents(tmp_path)) == 6
+    clear_parts(tmp_path, names)
     assert set(contents(tmp_path)) == {"a", "folder"}
+
+
+def test_parts_of_others_and_of_the_living_stay(tmp_path):
+    gone, living = ended(), subprocess.Popen(["sleep", "60"])
+    theirs = [".movie.mkv.part", f".movie.mkv.{gone}.part", f"a.{gone}.part", f".a.{gone}.part.bak"]
+    theirs += [f".a.{living.pid}.part", ".a.x.part", ".aXb.1.part", f".a.{'9' * 30}.part.part"]
+    for name in theirs:
+        (tmp_path / name).touch()
+    clear_parts(tmp_path, ["a", "a.b"])
+    assert set(contents(tmp_path)) == set(theirs)
+    living.kill()  # it has ended, though nobody has asked how: it writes no more
+    deadline = time.monotonic() + 30
+    while (tmp_path / f".a.{living.pid}.part").exists() and time.monotonic() < deadline:
+        clear_parts(tmp_path, ["a", "a.b"])
+    assert set(contents(tmp_path)) == set(theirs) - {f".a.{living.pid}.part"}
+    living.wait()
+
+
+def test_what_is_kept_is_the_file_before(tmp_path):
+    for text in (b"1", b"2", b"3"):
+        write_whole(tmp_path / "a", text, keep=tmp_path / "a.before")
+    assert contents(tmp_path) == {"a": b"3", "a.before": b"2"}
+    with pytest.raises(OSError), replacing(tmp_path / "a", keep=tmp_path / "a.before"):
+        pass  # nothing was written: nothing is moved
+    assert contents(tmp_path) == {"a": b"3", "a.before": b"2"}
 
 
 NO_JSON = {

@@ -420,6 +420,7 @@ def made(tmp_path_factory):
         stages,
         folder / "words",
         kept=(24, 8),
+        resume=True,
     )
     return folder, make(), make
 

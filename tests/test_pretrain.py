@@ -299,10 +299,10 @@ engine.save_curves = lambda *_: None  # pictures take longer than the run
 def work(folder):
     model = tiny_adapter()
     same = engine.run_signature(model, config, "noise")
-    run = engine.Run(Path(folder), resume=True, save_every=3)
-    if not run.finished(same):
-        run.go(model, Source(), config, same)
-        run.finish(model, config, same)
+    with engine.Run(Path(folder), resume=True, save_every=3) as run:
+        if not run.finished(same):
+            run.go(model, Source(), config, same)
+            run.finish(model, config, same)
 
 def child(folder):
     number = os.fork()
@@ -424,9 +424,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 
 
 def test_what_a_killed_process_was_writing_is_swept_away(tmp_path):
-    (tmp_path / ".checkpoint.pt.1.part").write_text("half")
-    engine.Run(tmp_path)
-    assert not list(tmp_path.iterdir())
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".checkpoint.pt.{process.pid}.part").write_text("half")
+    theirs = tmp_path / ".movie.mkv.part"
+    theirs.touch()
+    with engine.Run(tmp_path):
+        assert {path.name for path in tmp_path.glob("*.part")} == {theirs.name}
+    assert list(tmp_path.iterdir()) == [theirs]
 
 
 @pytest.mark.parametrize("text", ["", "step,loss,clips/s\n", "step,loss,clips/s\n0,1,9\n1,"])
@@ -454,8 +459,13 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     run.go(model, Source(), TINY, same)
     run.finish(model, TINY, same)
     assert engine.Run(tmp_path, resume=True).finished(same)["settings"]["steps"] == 6
-    assert engine.Run(tmp_path, resume=True).finished(same | dict(seed="1")) is None
-    assert engine.Run(tmp_path).finished(same) is None
+    other = same | dict(seed="1")
+    with pytest.raises(ValueError, match=r"a finished result of another run.* --overwrite"):
+        engine.Run(tmp_path, resume=True).finished(other)
+    with pytest.raises(ValueError, match=r"a finished result, adapter\.json: add --overwrite"):
+        engine.Run(tmp_path)
+    assert engine.Run(tmp_path, resume=True, overwrite=True).finished(other) is None
+    assert engine.Run(tmp_path, overwrite=True).finished(same) is None
 
 
 # Moving Shapes
@@ -676,7 +686,9 @@ def test_a_finished_run_of_other_captions_is_another_run(clip, examples, tmp_pat
     run = functools.partial(room.pretrain_clips, tmp_path, clip, config=DATA, resume=True)
     assert run(examples[:12]) is not None and run(examples[:12]) is None
     said = [replace(e, captions=("something else",)) for e in examples[:12]]
-    assert run(said) is not None
+    with pytest.raises(ValueError, match="a finished result of another run"):
+        run(said)
+    assert run(said, overwrite=True) is not None
 
 
 def test_ids_that_name_two_clips(clip, examples, tmp_path):

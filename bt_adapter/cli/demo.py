@@ -101,6 +101,7 @@ def demo(
     picture: options.PicturePath = Path("bta-demo.png"),
     as_json: options.Json = False,
     samples: options.Samples = None,
+    overwrite: options.Overwrite = False,
     reader: options.Reader = "pyav",
 ):
     "Encode clips with frozen CLIP and with BT-Adapter, and compare."
@@ -111,7 +112,7 @@ def demo(
         options.check_out(samples / "clips")
         with loading():
             from ..demo import write_samples
-        return write_samples(samples)
+        return write_samples(samples, overwrite)
     words = read_captions(captions or [])
     check_demo(clips or [], adapter, picture, reader)
     own = bool(clips or captions)

@@ -56,6 +56,7 @@ def evaluate(
     ties: options.Ties = "against",
     table: options.Rows = None,
     queries: options.Queries = None,
+    overwrite: options.Overwrite = False,
     faiss: options.Faiss = False,
     keep: options.Keep = None,
     skip: options.Skip = False,
@@ -71,9 +72,8 @@ def evaluate(
     where = dict(data=data, format=layout, clips=clips, split=split, limit=limit, skip=skip)
     how = dict(settings=settings, frames=frames, tokens=tokens, classes=classes, ties=ties)
     how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, reader=reader)
-    tell_results(
-        Evaluation(**models, **where, **how, csv=table, queries=queries, keep=keep), as_json
-    )
+    kept = dict(csv=table, queries=queries, overwrite=overwrite, keep=keep)
+    tell_results(Evaluation(**models, **where, **how, **kept), as_json)
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #b371cec0
 def tell_results(asked: Evaluation, as_json: bool):

@@ -14,7 +14,11 @@ app = command("Record what image model, zero-shot and tuned say about held-out c
 
 
 @app.command(former={"--clips": "--scenes"})
-def record(folder: options.ChatFolder = None, scenes: options.Tests = 216):
+def record(
+    folder: options.ChatFolder = None,
+    scenes: options.Tests = 216,
+    overwrite: options.Overwrite = False,
+):
     "Ask the chat model in FOLDER about test clips, and keep the answers in it."
     if folder and not (folder / "projector.safetensors").is_file():
         raise ValueError(f"{folder} is no chat model: make one with `bta-pretrain instruct`.")
@@ -24,6 +28,7 @@ def record(folder: options.ChatFolder = None, scenes: options.Tests = 216):
         from ..backbone import samples_folder
         from ..moving_shapes import gallery
     folder = folder or samples_folder() / "chat"
+    library.check_record(folder, overwrite)
     library.keep(folder, library.ask_all(folder, gallery("test", scenes)))
     print(f"recorded in {folder / library.RECORD}")
 

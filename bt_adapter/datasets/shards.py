@@ -21,7 +21,7 @@ import torch
 
 from .annotations import Example
 from .loading import BrokenClip, Report, _generator, check_example
-from ..files import first_line, parse_json, read_json, replacing, write_whole
+from ..files import clear_parts, first_line, parse_json, read_json, replacing, write_whole
 from ..progress import progress
 from ..video import SUFFIXES, ClipError, read_clip
 
@@ -143,6 +143,8 @@ def write_shards(
         raise ValueError(f"{folder} is there already: name a new or an empty folder.")
     order = torch.randperm(len(examples), generator=_generator(seed)).tolist()
     try:
+        if folder.parent.is_dir():
+            clear_parts(folder.parent, [folder.name])  # of one that was killed
         with replacing(folder) as part:
             part.mkdir(parents=True)
             report = _write_samples(examples, order, part, per_shard, inside)

@@ -15,8 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..fitting import Schedule, fit
-from ..runs import RunLog, load_checkpoint, make_folder, save_checkpoint
+from ..fitting import Schedule, check_optimizer, fit
+from ..folders import make_folder
+from ..runs import (
+    RunLog,
+    checkpoints,
+    fitting_state,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
 
 # %% ../../nbs/workshop/instruct/loop.ipynb #2d250201
 @dataclass(frozen=True)
@@ -74,16 +82,21 @@ def resume(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     state: dict,  # of a checkpoint
+    steps: int | None = None,  # of the whole run
 ) -> int:  # steps that have been taken
-    "Put weights, optimizer and scaler where a checkpoint was taken."
-    optimizer.load_state_dict(state["optimiser"])
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group.pop("full", None))  # its name in the first edition
-    for name, parameter in named.items():
-        parameter.data.copy_(state["weights"][name])
-    if state.get("scaler"):  # of a run in fp16
-        scaler.load_state_dict(state["scaler"])
-    return state["step"]
+    "Put weights, optimizer and scaler where a checkpoint was. Raises ValueError if it does not fit."
+    with fitting_state("This state"):
+        optimizer.load_state_dict(state["optimiser"])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group.pop("full", None))  # its name in the first edition
+        check_optimizer(optimizer)
+        for name, parameter in named.items():
+            if state["weights"][name].shape != parameter.shape:
+                raise ValueError(f"{name} has another shape")
+            parameter.data.copy_(state["weights"][name])
+        if state.get("scaler"):  # of a run in fp16
+            scaler.load_state_dict(state["scaler"])
+        return step_of(state, steps)
 
 # %% ../../nbs/workshop/instruct/loop.ipynb #5cef713e
 def train_parameters(
@@ -101,8 +114,9 @@ def train_parameters(
     path, optimizer = folder / "checkpoint.pt", optimizer_of(named, config)
     device = next(iter(named.values())).device.type
     scaler = torch.amp.GradScaler(device, enabled=precision == torch.float16)
-    found = load_checkpoint(path, run) if path.is_file() else {}
-    start = resume(named, optimizer, scaler, found) if found else 0
+    begun = any(place.is_file() for place in checkpoints(path))
+    found = load_checkpoint(path, run) if begun else {}
+    start = resume(named, optimizer, scaler, found, config.steps) if begun else 0
     scale, skipped = scaler.get_scale(), found.get("skipped", 0)
 
     def save(taken: int):

@@ -45,8 +45,9 @@ from ..precision import autocast_context, fast_dtype
 from ..pretrain import clip_states as states_of_files
 from ..progress import progress
 from ..runs import write_card
-from ..store import FeatureStore, Key, file_stamp, read_states
-from ..trainer import Run
+from ..stamps import file_stamp
+from ..store import FeatureStore, Key, read_states
+from ..trainer import RUN_FILES, Run
 
 # %% ../../nbs/workshop/instruct/tune.ipynb #43b3c8b7
 def read_dialogues(
@@ -251,7 +252,7 @@ def tune_host(
     counts |= dict(without_clip=len(away), faulty=len(faulty))
     card = dict(settings=asdict(config), run=same, dialogues=counts, skipped_steps=skipped)
     write_card(run.folder, "bta-pretrain", **card)
-    run.checkpoint.unlink()
+    run.drop()
     return counts
 
 # %% ../../nbs/workshop/instruct/tune.ipynb #cf6504bb
@@ -270,18 +271,21 @@ def tune(
     resume: bool = False,  # go on where it was cut off
     save_every: int = 500,  # steps between checkpoints
     seed: int = 0,
+    overwrite: bool = False,  # replace a finished result, or begin one anew
 ) -> dict[str, int] | None:  # how many dialogues were learned and left out; None: done before
     "Tune a LLaVA on dialogues about clips: projector and branch learn (Table 8)."
     check_one_process("Instruction tuning")
     dialogues, *left = dialogues_here(data, clips)
     config = for_dialogues(preset, len(dialogues))
     config = replace(config, seed=seed, steps=steps or config.steps)
-    own = Run(out, resume, save_every)
-    beside = BTAdapter.from_pretrained(adapter, device=own.accelerator.device)
-    same = dict(stage="tune", model=Path(model).name, backbone=beside.clip.fingerprint)
-    same |= dict(data=sha256(data.read_bytes()).hexdigest(), frames=frames, template=template)
-    same |= {name: json.dumps(value) for name, value in asdict(config).items()}
-    if own.finished(same):
-        return None
-    host, kept = host_to_tune(model, beside, frames, template), store or out / "states"
-    return tune_host(own, host, beside, dialogues, kept, config, same, workers, data, left)
+    names = (*RUN_FILES, TUNED, "adapter", "states")
+    with Run(out, resume, save_every, overwrite=overwrite, names=names, result=TUNED) as own:
+        beside = BTAdapter.from_pretrained(adapter, device=own.accelerator.device)
+        same = dict(stage="tune", model=Path(model).name, backbone=beside.clip.fingerprint)
+        same |= dict(data=sha256(data.read_bytes()).hexdigest(), frames=frames, template=template)
+        same |= {name: json.dumps(value) for name, value in asdict(config).items()}
+        if own.finished(same):
+            return None
+        own.same_clips({one.id: one.path for one in dialogues})
+        host, kept = host_to_tune(model, beside, frames, template), store or out / "states"
+        return tune_host(own, host, beside, dialogues, kept, config, same, workers, data, left)
