@@ -48,10 +48,16 @@ def write_whole(path: str | Path, data: bytes):
         raise OSError(f"{path} cannot be written: {error.strerror}{kept}") from error
 
 # %% ../nbs/workshop/files.ipynb #d0bab551
-def first_line(error: BaseException) -> str:
-    "What an error says, in one line; its kind if it says nothing."
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+def first_line(
+    error: BaseException,
+    longest: int = 160,  # letters; libraries go on with advice for their own developers
+) -> str:
+    "What an error says, in one line and not all of it if it is long; its kind if it says nothing."
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if len(said) > longest:  # at the end of a sentence, if one ends there
+        end = said.rfind(". ", 0, longest)
+        said = said[: end + 1] if end > 0 else f"{said[: longest - 3]}..."
+    return said or type(error).__name__
 
 # %% ../nbs/workshop/files.ipynb #6154fe72
 JSON_KINDS = {dict: "an object", list: "a list", str: "a text", type(None): "null"}

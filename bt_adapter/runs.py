@@ -81,11 +81,16 @@ def reraise_signal(number: int):
 
 # %% ../nbs/workshop/runs.ipynb #4b19f35a
 def read_log(path: Path) -> dict[str, list[float]]:
-    "The columns of a log by name, empty where there is none; a row that was cut off is left out."
+    "The columns of a log by name, empty where there is none; what is no row of it is left out."
     if not path.is_file() or not path.stat().st_size:
         return {}
-    names, *rows = csv.reader(path.read_text().splitlines())
-    rows = [list(map(float, row)) for row in rows if len(row) == len(names) and row[-1]]
+    names, *lines = csv.reader(path.read_text(errors="replace").splitlines())
+    rows = []
+    for line in lines:
+        try:
+            rows += [[float(x) for x in line]] if len(line) == len(names) else []
+        except ValueError:  # cut off, or of another hand
+            continue
     return dict(zip(names, map(list, zip(*rows)))) if rows else {}
 
 # %% ../nbs/workshop/runs.ipynb #72182177
