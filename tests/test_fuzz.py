@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 FUZZ = Path(__file__).parent / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
+import flipped_clips  # noqa: E402
 from targets import TARGETS  # noqa: E402
 
 CORPUS = sorted((FUZZ / "corpus").glob("*/*"))
@@ -118,3 +120,13 @@ def test_a_finding_is_replayed_by_its_file(tmp_path):
     (tmp_path / "dialogues-crash-1").write_text("[]")
     done = run(FUZZ / "run.py", "--replay", str(tmp_path / "dialogues-crash-1"))
     assert not done.returncode and "no fault" in done.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_with_turned_bits_are_read_or_named(workers, tmp_path):
+    """python tests/fuzz/flipped_clips.py does so with 1,000."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = flipped_clips.run(tmp_path, 60, workers)
+    assert found["read"] > 10 and found["broken"] > 3
+    assert not found["lost"] and not found["twice"] and not found["unclear"], found

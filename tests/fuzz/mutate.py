@@ -52,7 +52,7 @@ def some_bytes(data: bytes, rng: Random) -> bytes:
 
 VALUES = [None, True, False, 0, -1, 1, 0.5, 2**31, 2**63, 10**30, 10**400, 1e308, float("inf")]
 VALUES += [float("nan"), "", " ", "x", "\0", "\ud800", "..", "../x", "/etc/passwd", "x" * 5000]
-VALUES += ["\x1b[31m", "caf\xe9", "a\nb", "-x", "1e999", [], {}, [[]], {"": 0}, "DEEP"]
+VALUES += ["\x1b[31m", "\xe9t\xe9", "a\nb", "-x", "1e999", [], {}, [[]], {"": 0}, "DEEP"]
 
 
 def places(tree) -> list:
