@@ -268,7 +268,9 @@ def read_config(
     "The configuration of a CLIP folder, checked. Raises ValueError before anything is built."
     config = read_json(folder / CONFIG, dict, largest=2**20)
     model, pixels = config.get("model_cfg"), config.get("preprocess_cfg", {})
-    parts = [model, pixels, *([model.get(f"{k}_cfg") for k in ("vision", "text")] if model else [])]
+    parts = [model, pixels]
+    if isinstance(model, dict):
+        parts += [model.get("vision_cfg"), model.get("text_cfg")]
     if not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{CONFIG} must hold model_cfg, and in it vision_cfg and text_cfg")
     check_numbers(config, CONFIG)

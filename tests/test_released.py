@@ -711,3 +711,32 @@ def test_safetensors_of_another_model(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no branch of BT-Adapter; it begins with weight"):
         load_released(tmp_path / "other.safetensors")
+
+
+STRANGE = {
+    "repeated": torch.ones(1).expand(10**7, 10**7),  # 400 TB in four bytes
+    "sparse": torch.ones(2, 2).to_sparse(),
+    "unfilled": torch.empty(2, 2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_tensor_whose_numbers_are_not_in_its_file_is_refused_before_it_is_read(kind, tmp_path):
+    torch.save(changed(**{"extra_proj.0.weight": STRANGE[kind]}), tmp_path / "x.pth")
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="is no ordinary tensor"):
+        warnings.simplefilter("ignore")  # torch deprecates some of these kinds
+        load_released(tmp_path / "x.pth", heads=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "sentence"),
+    [
+        ("backbone.btadapter_S_layers.99999999.layer_norm1.bias", torch.ones(64), "numbered high"),
+        ("backbone.layers.99999999.layer_norm1.bias", torch.ones(64), "numbered higher than"),
+        ("backbone.btadapter_cls_token", torch.ones(()), "not 3 dimensions"),
+        ("backbone.position_embedding.weight", torch.ones(0, 64), "holds nothing"),
+    ],
+)
+def test_what_a_checkpoint_claims_is_held_against_what_it_holds(name, tensor, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_released(changed(**{name: tensor}), heads=4)

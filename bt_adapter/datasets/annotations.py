@@ -53,9 +53,9 @@ def _each(path, rows: Iterable, read: Callable) -> Iterator[Example]:
                 raise row
             example = read(row)
         except Exception as error:  # whatever strange content makes Python raise
-            fault = str(error)
+            fault = first_line(error)
             if not isinstance(error, ValueError):
-                fault = f"has another form ({type(error).__name__}: {error})"
+                fault = f"has another form ({type(error).__name__}: {fault})"
             example = Example(f"row {number} of {path.name}", f"{path} row {number}", fault=fault)
         if example is not None:
             yield example
