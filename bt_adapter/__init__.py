@@ -31,6 +31,8 @@ store               frozen states, kept on disk
 small_clip          the CLIP of Moving Shapes
 precision, muon     number types, which one this machine is fast in, and an optimizer that obeys
 fitting             the one training loop: rates, checks, checkpoints
+folders             whose a folder of results is, and who is at work in it
+stamps, processes   whether files are still the same, and whether other processes are still there
 trainer, runs       an adapter's steps on any number of processes, and what a run leaves behind
 pretrain            from captioned clips to an adapter
 metrics             ranks and recall

@@ -11,7 +11,7 @@ __all__ = ['ACTORS', 'HEAT', 'TALKERS', 'ASKED_KINDS', 'SCORES', 'sample_scenes'
 # %% ../nbs/workshop/demo.ipynb #793d7da4
 import re
 from collections.abc import Callable
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .backbone import FrozenCLIP
 from .branch import BranchConfig, BTAdapter, TemporalLayer, VideoFeatures
-from .in_place import InPlace, InPlaceConfig, TemporalEmbedding, entry_of
+from .in_place import FromEntry, InPlace, InPlaceConfig, TemporalEmbedding
 
 # %% ../nbs/34_strategies.ipynb #edb49e1a
 class MeanPooling(nn.Module):
@@ -149,21 +149,13 @@ class STAN(Branching):
         super().__init__(clip, BranchConfig(layers, combination="addition", convention="released"))
 
 # %% ../nbs/34_strategies.ipynb #11e123b8
-class OpenSTAN(STAN):
+class OpenSTAN(FromEntry, STAN):
     "The same, with trained copies of the CLIP layers beside the branch."
 
     def __init__(self, clip: FrozenCLIP, layers: int = 4):
         super().__init__(clip, layers)
         self.config = InPlaceConfig(layers, len(clip.blocks), unfreeze=True)
         self.branch.blocks = deepcopy(clip.blocks[-layers:]).requires_grad_(True)
-
-    def encode_video(self, frames: torch.Tensor) -> VideoFeatures:
-        "Features of frames (b, t, 3, height, width), of which only the entry is CLIP's."
-        return self.encode_entry(entry_of(self.clip, frames, self.config.layers))
-
-    def encode_states(self, states: Sequence[torch.Tensor], keep=None) -> VideoFeatures:
-        "As `BTAdapter`, from states of CLIP that are at hand."
-        return self.encode_entry(self.config.entry(states), keep)
 
     def encode_entry(self, entry: torch.Tensor, keep=None) -> VideoFeatures:
         "From what enters the open layers (b, t, 1 + l, d)."

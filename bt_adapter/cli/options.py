@@ -237,7 +237,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on where it was cut o
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace a finished result, or begin anew")
 ]
-Wait = Annotated[float, typer.Option(help="minutes that processes wait for each other", min=0.01, max=10_000, callback=finite)]
+Wait = Annotated[
+    float,
+    typer.Option(
+        help="minutes that processes wait for each other", min=0.01, max=10_000, callback=finite
+    ),
+]
 SaveEvery = Annotated[int, typer.Option(help="steps between checkpoints", **COUNT)]
 Recipe = option(str, f"{' or '.join(TUNING)}; for adapters also quick or full", "--preset")
 Validation = option(Path, "annotations of clips to judge by, in the same format")

@@ -183,8 +183,8 @@ MOST_CLIPS = 10**6  # of one shard; an index that claims more is damaged, or mea
 
 def _is_name(name):
     "Is it the name of a file beside the index?"
-    beside = isinstance(name, str) and name == Path(name).name and "\0" not in name
-    return beside and name not in ("", "..")
+    beside = isinstance(name, str) and name == Path(name).name and name.isprintable()
+    return beside and name not in ("", "..") and len(os.fsencode(name)) < 256
 
 
 def _read_index(path):

@@ -84,7 +84,7 @@ def resume(
     state: dict,  # of a checkpoint
     steps: int | None = None,  # of the whole run
 ) -> int:  # steps that have been taken
-    "Put weights, optimizer and scaler where a checkpoint was. Raises ValueError if it does not fit."
+    "Put all parts where a checkpoint was taken. Raises ValueError if it does not fit."
     with fitting_state("This state"):
         optimizer.load_state_dict(state["optimiser"])
         for group in optimizer.param_groups:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PREFIXES', 'Rule', 'CLIP_PARTS', 'SPATIAL_PARTS', 'TEMPORAL_PARTS', 'TO_EVA', 'OPEN_CLIP_QKV', 'read_file',
-           'plain_names', 'dimensions', 'check_dimensions', 'join', 'split', 'both', 'hf_layer', 'eva_layer', 'Layout',
-           'count', 'layout_of', 'branch_rules', 'tower_rules', 'eva_tower_rules', 'text_rules', 'rules_of',
-           'from_released', 'to_released', 'check_names']
+           'is_plain', 'plain_names', 'dimensions', 'check_dimensions', 'join', 'split', 'both', 'hf_layer',
+           'eva_layer', 'Layout', 'count', 'layout_of', 'branch_rules', 'tower_rules', 'eva_tower_rules', 'text_rules',
+           'rules_of', 'from_released', 'to_released', 'check_names']
 
 # %% ../../nbs/workshop/released/layout.ipynb #b168a9b0
 import re
@@ -42,12 +42,22 @@ def read_file(path: Path) -> dict:
 PREFIXES = ("model.vision_tower.", "backbone.")
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    "Are its numbers there, one for each place? One number may claim to fill terabytes."
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        return False
+    held = 0 if tensor.is_meta else tensor.untyped_storage().nbytes()
+    return tensor.numel() * tensor.element_size() <= held
+
+
 def plain_names(state: Mapping) -> dict:
     "The tensors of a checkpoint without the prefixes and old names that the released files have."
     if not isinstance(state, Mapping) or not all(
         isinstance(v, torch.Tensor) for v in state.values()
     ):
         raise ValueError("A checkpoint must be a dictionary of tensors, and this is none.")
+    if strange := [name for name, tensor in state.items() if not is_plain(tensor)]:
+        raise ValueError(f"{strange[0]} is no ordinary tensor: it is sparse, packed or unfilled.")
     plain = {}
     for name, tensor in state.items():
         new = name.replace("timesFPN", "btadapter")
@@ -62,7 +72,7 @@ def plain_names(state: Mapping) -> dict:
 # %% ../../nbs/workshop/released/layout.ipynb #5bb031e3
 def dimensions(name: str) -> tuple[int, ...]:
     "How many dimensions a tensor of this plain name may have, none if the name does not say."
-    if name == "pos_embed":
+    if name in ("pos_embed", "cls_token", "btadapter_cls", "btadapter_cls_token"):
         return (3,)
     if name.endswith("bias"):
         return (1,)
@@ -77,6 +87,8 @@ def check_dimensions(state: Mapping):
     "Raises ValueError for a tensor of another kind than its name says."
     for name, tensor in state.items():
         wanted = dimensions(name)
+        if not tensor.numel():
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, and holds nothing.")
         if wanted and tensor.ndim not in wanted:
             kind = " or ".join(map(str, wanted))
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {kind} dimensions.")
@@ -155,9 +167,12 @@ class Layout:
 
 # %% ../../nbs/workshop/released/layout.ipynb #bd11e285
 def count(state: Mapping, start: str) -> int:
-    "One more than the highest number that follows `start` in a name."
+    "One more than the highest number that follows `start` in a name: the layers are numbered."
     found = [re.match(re.escape(start) + r"\.(\d+)\.", name) for name in state]
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    highest = max((int(match[1]) for match in found if match), default=-1)
+    if highest >= len(state):  # before a list is made of what so many layers would hold
+        raise ValueError(f"{start}.{highest} is numbered higher than {len(state)} tensors go.")
+    return 1 + highest
 
 
 def layout_of(state: Mapping) -> Layout:
