@@ -2091,6 +2091,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'bt_adapter.weights.check_names_match': ( 'workshop/weights.html#check_names_match',
                                                                               'bt_adapter/weights.py'),
                                     'bt_adapter.weights.difference': ('workshop/weights.html#difference', 'bt_adapter/weights.py'),
+                                    'bt_adapter.weights.equal_in_coarser': ( 'workshop/weights.html#equal_in_coarser',
+                                                                             'bt_adapter/weights.py'),
                                     'bt_adapter.weights.give_weights': ('workshop/weights.html#give_weights', 'bt_adapter/weights.py'),
                                     'bt_adapter.weights.read_whole': ('workshop/weights.html#read_whole', 'bt_adapter/weights.py'),
                                     'bt_adapter.weights.rounded_to': ('workshop/weights.html#rounded_to', 'bt_adapter/weights.py'),
