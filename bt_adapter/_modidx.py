@@ -1195,6 +1195,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'bt_adapter/instruct/loop.py'),
                                           'bt_adapter.instruct.loop.resume': ( 'workshop/instruct/loop.html#resume',
                                                                                'bt_adapter/instruct/loop.py'),
+                                          'bt_adapter.instruct.loop.scaler_of': ( 'workshop/instruct/loop.html#scaler_of',
+                                                                                  'bt_adapter/instruct/loop.py'),
                                           'bt_adapter.instruct.loop.train_parameters': ( 'workshop/instruct/loop.html#train_parameters',
                                                                                          'bt_adapter/instruct/loop.py')},
             'bt_adapter.instruct.tune': { 'bt_adapter.instruct.tune.batch_of_step': ( 'workshop/instruct/tune.html#batch_of_step',
