@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'SMALLEST', 'some_names', 'check_names_match', 'give_weights', 'read_whole', 'rounded_to', 'Difference',
-           'difference']
+           'equal_in_coarser', 'difference']
 
 # %% ../nbs/workshop/weights.ipynb #c79a8ea1
 import math
@@ -92,6 +92,12 @@ class Difference(NamedTuple):
     rounding: bool  # is no more than rounding explains
 
 
+def equal_in_coarser(our: torch.Tensor, their: torch.Tensor) -> bool:
+    "Are they bit-equal in the coarser of the types in which they are stored?"
+    coarse = min(our.dtype, their.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(our.to(their.device, coarse), their.to(coarse))
+
+
 def difference(
     ours: Mapping[str, torch.Tensor],
     theirs: Mapping[str, torch.Tensor],  # all of these are compared
@@ -100,15 +106,15 @@ def difference(
     odd = [n for n, w in theirs.items() if n not in ours or ours[n].shape != w.shape]
     if odd:
         return Difference(odd[0], math.inf, False)
+    unequal = [n for n, their in theirs.items() if not equal_in_coarser(ours[n], their)]
+    if not unequal:
+        return None
     kinds = rounded_to([ours[name] for name in theirs]), rounded_to([*theirs.values()])
-    share, greatest = sum(ROUNDING.get(kind, 2.0**-24) for kind in kinds), None
-    least = 0.0 if {*kinds} == {torch.float32} else SMALLEST
-    for name, their in theirs.items():
-        our = ours[name].to(their.device)
-        coarse = min(our.dtype, their.dtype, key=lambda dtype: dtype.itemsize)
-        if torch.equal(our.to(coarse), their.to(coarse)):
-            continue
-        our, their = our.float(), their.float()
+    share = sum(ROUNDING.get(kind, 2.0**-24) for kind in kinds)
+    least, greatest = 0.0 if {*kinds} == {torch.float32} else SMALLEST, None
+    for name in unequal:
+        their = theirs[name].float()
+        our = ours[name].to(their)
         apart, size = (our - their).abs(), torch.maximum(our.abs(), their.abs())
         explained = bool((apart <= share * size + least).all())
         found = Difference(name, apart.max().item(), explained)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from test_chat import PLAIN, adapter_for, clips, old_llava, small_chat, tower, video  # noqa: F401
 from tiny_hosts import (  # noqa: F401 one_thread is used by all tests here
     MAKERS,
+    VISION,
     byte_tokenizer,
     one_thread,
     qformer,
@@ -205,6 +206,8 @@ def test_what_a_file_in_the_authors_format_may_lack(tmp_path):
     write_tensors(folder, {n: w for n, w in state.items() if "vision" not in n}, "safetensors")
     told(mm_vision_tower="openai/clip-other")
     refused(loading, "openai/clip-other", "hf download")
+    told(unfreeze_mm_vision_tower=True)
+    refused(loading, "image tower was tuned")
     told(mm_vision_tower=None)
     refused(loading, "mm_vision_tower")
     told(mm_projector_type="resampler")
@@ -246,6 +249,17 @@ def test_a_tower_in_the_files_is_enough(monkeypatch):
     assert same_clip(tower(tiny_host("llava")), clip) is None
     less = {n: w for n, w in state.items() if "layers.2.mlp.fc1.weight" not in n}
     refused(lambda: authors.clip_beside(None, "openai/x", less), "layers.2.mlp.fc1.weight")
+
+
+def test_a_tower_may_lie_in_the_folder_of_a_whole_clip(tmp_path):
+    import transformers as hf
+
+    text = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    parts = hf.CLIPConfig(vision_config=VISION, text_config=text | dict(vocab_size=20))
+    whole = hf.CLIPModel(parts)
+    whole.save_pretrained(tmp_path / "clip")
+    clip = authors.clip_beside(tmp_path, "openai/clip", {})
+    assert same_clip(whole.vision_model, clip) is None
 
 
 def test_a_hub_name_in_the_authors_format_is_told_what_to_do():

@@ -55,14 +55,20 @@ def tower_folder(folder: Path, named: str) -> Path | None:
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 
-def clip_beside(folder: Path, named: str, state: Mapping) -> FrozenCLIP:
+def clip_beside(folder: Path, named: str, state: Mapping, tuned: bool = False) -> FrozenCLIP:
     "The CLIP of a LLaVA in its authors' format. Raises ValueError that says where to put it."
     from transformers import AutoModel
 
+    inside = own_tower(state)
+    if tuned and not inside:
+        raise ValueError(
+            "its config.json says that its image tower was tuned (unfreeze_mm_vision_tower), and "
+            "the files do not hold it"
+        )
     if place := tower_folder(folder, named):
         model = read_whole(AutoModel, place, dtype="auto")
         return clip_of_tower(getattr(model, "vision_model", model))
-    if inside := own_tower(state):
+    if inside:
         layout = Layout(released.count(inside, "layers"), 0, projection=False)
         released.check_names(inside, released.tower_rules(layout, "visual"))
         return released.clip_of(inside, layout, None)
@@ -93,7 +99,7 @@ def authors_llava(
             "folder, or take its version for transformers, such as llava-hf/llava-1.5-7b-hf"
         )
     state = tensors_in(folder)
-    clip = clip_beside(folder, named, state)
+    clip = clip_beside(folder, named, state, bool(config.get("unfreeze_mm_vision_tower")))
     if dtype != "auto":
         state = {n: w.to(dtype) if w.is_floating_point() else w for n, w in state.items()}
     tokenizer = AutoTokenizer.from_pretrained(folder, config=LlamaConfig())

@@ -81,10 +81,10 @@ def check_convertible(state: Mapping, config: Mapping):
             "This is LLaVA-NeXT (v1.6) in its authors' format, which cuts pictures into tiles: "
             "take its version for transformers, such as llava-hf/llava-v1.6-vicuna-7b-hf."
         )
-    kind, projector = config.get("model_type", "llama"), config.get("mm_projector_type", "linear")
+    kind, projector = config.get("model_type", "llama"), config.get("mm_projector_type")
     if kind not in ("llama", "llava", "llava_llama"):
         raise ValueError(f"The language model of this {kind} is no Llama, and cannot be converted.")
-    if projector not in ("linear", "mlp2x_gelu"):
+    if projector not in (None, "linear", "mlp2x_gelu"):
         raise ValueError(f"Projectors are linear or mlp2x_gelu, and this one is {projector}.")
     size = state["model.norm.weight"].float().abs().mean().item()
     if size < DELTA:
@@ -133,7 +133,8 @@ def convert_llava(
     if activation == "linear":
         model.config.projector_hidden_act = activation
         model.model.multi_modal_projector.act = nn.Identity()
-    model.config.vision_feature_layer = config.get("mm_vision_select_layer", -2)
+    layer = config.get("mm_vision_select_layer")
+    model.config.vision_feature_layer = -2 if layer is None else layer
     if config.get("mm_vision_select_feature") == "cls_patch":
         model.config.vision_feature_select_strategy = "full"
     return model
