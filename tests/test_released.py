@@ -5,6 +5,7 @@ import logging
 import math
 import re
 import warnings
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import shake, tiny_clip
 
 from bt_adapter import released
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.released import (
     LOSS_WEIGHTS,
@@ -740,3 +742,16 @@ def test_a_tensor_whose_numbers_are_not_in_its_file_is_refused_before_it_is_read
 def test_what_a_checkpoint_claims_is_held_against_what_it_holds(name, tensor, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_released(changed(**{name: tensor}), heads=4)
+
+
+def test_weights_that_are_packed_are_refused_before_they_are_unpacked(tmp_path):
+    """A megabyte of zeros, packed, would fill a gigabyte."""
+    plain, packed = tmp_path / "a.pth", tmp_path / "b.pth"
+    torch.save(changed(**{"extra_proj.0.weight": torch.zeros(2000, 2000)}), plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match=r"b\.pth is no checkpoint.* would unpack to"):
+        load_released(packed, heads=4)
+    with pytest.raises(ValueError, match="would unpack to"):
+        load_clip("RN50", pretrained=packed)

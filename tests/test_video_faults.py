@@ -360,6 +360,24 @@ def test_no_false_alarm_with_a_long_last_frame_or_a_late_first(tmp_path, name):
         assert numbers(read_clip(path, 20)) == list(range(20))
 
 
+@pytest.mark.parametrize(
+    "name, codec, pix_fmt",
+    [
+        ("a.ts", "libx264", "yuv420p"),
+        ("a.mpg", "mpeg2video", "yuv420p"),
+        ("a.gif", "gif", "rgb8"),
+        ("a.y4m", "wrapped_avframe", "yuv420p"),
+        ("a.ivf", "libvpx", "yuv420p"),
+        ("a.h264", "libx264", "yuv420p"),
+        ("a.mjpeg", "mjpeg", "yuvj420p"),
+    ],
+)
+def test_formats_that_do_not_tell_how_long_they_are(tmp_path, name, codec, pix_fmt):
+    """As the notebook on containers says: what is left is read as if it were all."""
+    path = encode(tmp_path / name, moving(60), codec, pix_fmt=pix_fmt)
+    assert len(read_clip(rest_of(path, path.read_bytes(), 0.6))) == 8
+
+
 def test_public_files_cut_and_whole():
     with pytest.raises(ClipError, match=r"cut off, 10\.\d of 60\.0 seconds"):
         read_clip(FAULTS / "cut_60s.mkv")

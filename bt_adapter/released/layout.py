@@ -18,7 +18,7 @@ from pickle import UnpicklingError
 
 import torch
 
-from ..files import first_line
+from ..files import check_unpacked, first_line
 
 # %% ../../nbs/workshop/released/layout.ipynb #6b15a74b
 def read_file(path: Path) -> dict:
@@ -30,6 +30,7 @@ def read_file(path: Path) -> dict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_unpacked(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch each have their own
         reason = first_line(error).rstrip(".")
