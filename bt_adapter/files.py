@@ -142,7 +142,7 @@ def home_short(path: str | Path) -> str:
     "A path with ~ in the place of the home folder; what is no whole path stays."
     path, home = str(path), os.path.expanduser("~")
     inside = _below(path, home) if os.path.isabs(path) and os.path.isabs(home) else None
-    return path if inside is None else os.path.join("~", inside)
+    return path if inside is None else os.path.normpath(os.path.join("~", inside))
 
 
 def told_path(path: str | Path) -> str:
