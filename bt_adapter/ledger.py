@@ -64,12 +64,14 @@ def dated(row: dict) -> dict:
 
 def csv_text(rows: Sequence[dict], columns: Sequence[str], header: bool = True) -> str:
     "Rows as CSV, each value as `cell` writes it."
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-    return text.getvalue()
+    lines = [dict(zip(columns, columns))] if header else []
+    lines += [{name: cell(value) for name, value in row.items()} for row in rows]
+    found = io.StringIO()
+    for line in lines:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, columns).writerow(line)  # both ends of a line make it quote both
+        found.write(text.getvalue()[:-2] + "\n")
+    return found.getvalue()
 
 
 def append_csv(path: Path, rows: Sequence[dict]):
@@ -108,8 +110,9 @@ def command_line(program: str | None = None) -> str:
         option, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
         return option + sign + told(value) if option and sign else told_path(word)
 
-    words = map(told, sys.argv[1:])
-    return shlex.join([program or Path(sys.argv[0]).name, *words])
+    words = [program or Path(sys.argv[0]).name, *map(told, sys.argv[1:])]
+    plain = re.compile(r"~(/[\w@%+=:,./-]*)?")  # a shell finds the home folder where no quote is
+    return " ".join(word if plain.fullmatch(word) else shlex.quote(word) for word in words)
 
 
 def made_by(versions: dict[str, str]) -> dict[str, str]:

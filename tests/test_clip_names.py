@@ -130,3 +130,33 @@ def test_two_clips_cost_one_question(tmp_path):
     items = read_items(FAULTS / "qa_questions.json", FAULTS / "qa_answers.json")
     (said,) = predict(items, clip_paths(folder), lambda c, q: "x", tmp_path / "p")
     assert said.startswith("question phone_0: two clips have the name phone: ")
+
+
+@pytest.mark.parametrize("format", ["didemo", "activitynet", "msrvtt", "instructions"])
+def test_annotations_find_clips_by_the_same_names(tmp_path, format):
+    """What `ClipNames` finds for the benchmarks, data sets find, too; two clips are no clip."""
+    from bt_adapter.datasets import read_examples
+
+    clips = tmp_path / "clips"
+    (clips / "other").mkdir(parents=True)
+    for name in ("v_abc.mp4", "video7010.avi", "phone.3gp", "other/deep.webm", "two.mp4"):
+        (clips / name).touch()
+    (clips / "other/two.avi").touch()
+    asked = {"abc": "v_abc.mp4", "7010": "video7010.avi", "phone.3gp": "phone.3gp"}
+    asked |= {"deep": "other/deep.webm", "none": "none.mp4", "two.mkv": None}
+    rows = dict(
+        didemo=[dict(video=name, description="words") for name in asked],
+        activitynet={name: dict(sentences=["words"]) for name in asked},
+        msrvtt=dict(
+            videos=[dict(video_id=name, split="test") for name in asked],
+            sentences=[dict(video_id=name, caption="words") for name in asked],
+        ),
+        instructions=[dict(q="what", a="this", video_id=name) for name in asked],
+    )
+    (tmp_path / "a.json").write_text(json.dumps(rows[format]))
+    found = read_examples(tmp_path / "a.json", format, clips)
+    for (name, file), example in zip(asked.items(), found, strict=True):
+        if file:
+            assert example.fault is None and example.path == str(clips / file), (name, example)
+        else:
+            assert "two clips have the name" in example.fault and "two.avi" in example.fault

@@ -198,7 +198,7 @@ def refused(tmp_path_factory):
             name, words = without(command, option, more, option)
             lines.append([name, [*words, ""]])
     lines += [[line.split()[0], line.split()[1:]] for line in TOGETHER]
-    code = f"LINES = {lines!r}\n{WHAT_LOADS}"
+    code = f"import pydantic\nLINES = {lines!r}\n{WHAT_LOADS}"
     env = os.environ | {"COLUMNS": "200"}
     run = dict(cwd=folder, capture_output=True, text=True, env=env, timeout=300)
     done = subprocess.run([sys.executable, "-c", code], **run)

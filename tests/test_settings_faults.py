@@ -131,3 +131,26 @@ def test_names_of_released_tensors_say_how_many_dimensions_they_have():
     }.items():
         with pytest.raises(ValueError, match="dimensions"):
             check_dimensions({name: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "tau", "weight_decay", "mask_ratio"])
+def test_settings_of_a_run_that_turn_or_stop_learning(name):
+    from bt_adapter.trainer import PretrainConfig
+
+    for value in (-1, float("nan"), *([0] if name == "clip_norm" else [])):
+        with pytest.raises(ValueError, match=name):
+            PretrainConfig(**{name: value})
+    assert PretrainConfig(clip_norm=float("inf")).clip_norm == float("inf")  # cut nothing
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, -1e30])
+def test_pixels_that_no_transform_makes(value):
+    model = BTAdapter.from_pretrained("moving-shapes")
+    frames = torch.zeros(2, 8, 3, 64, 64)
+    frames[1, 3, 2, 5, 5] = value
+    for encode in (model, model.encode_video, model.clip, model.clip.encode_video):
+        with pytest.raises(ValueError, match="no pixel that transform makes"):
+            encode(frames)
+    for texts in ([5], [None], "", [""], []):
+        with pytest.raises(ValueError, match="list of at least one caption"):
+            model.encode_text(texts)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_MEMORY', 'NoSuchOption', 'leave_at_once', 'be_quick_to_leave', 'take_care', 'loading', 'table', 'show', 'note',
-           'sentence', 'told_by_us', 'own_warnings', 'own_messages', 'spellings', 'command_lines', 'belongs_elsewhere',
-           'in_new_words', 'check_no_empty', 'given_options', 'Knowing', 'Command', 'Group', 'check_nothing_before',
-           'Program', 'command', 'dashed_file', 'run', 'run_shown']
+           'ours', 'sentence', 'told_by_us', 'own_warnings', 'own_messages', 'spellings', 'command_lines',
+           'belongs_elsewhere', 'in_new_words', 'check_no_empty', 'given_options', 'Knowing', 'Command', 'Group',
+           'check_nothing_before', 'Program', 'command', 'dashed_file', 'run', 'run_shown']
 
 # %% ../../nbs/workshop/cli/console.ipynb #7aa687f5
 import json
@@ -23,9 +23,6 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-
-from ..evaluation import check_needs
-from ..terminal import drawing, shown, shown_streams
 
 # %% ../../nbs/workshop/cli/console.ipynb #4a0008d0
 def leave_at_once(number, frame):
@@ -52,6 +49,11 @@ if Path((sys.argv or [""])[0]).name.startswith("bta-"):
 # %% ../../nbs/workshop/cli/console.ipynb #9eb9109c
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+import bt_adapter
+from ..evaluation import check_needs
+from ..files import first_line
+from ..terminal import drawing, shown, shown_streams
 
 
 @contextmanager
@@ -105,6 +107,13 @@ def note(text: str):
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in torch's words
 
 
+def ours(error: BaseException) -> bool:
+    "Does an error come from the package? Others go on with advice for their own users."
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(bt_adapter.__file__).parent
+    return not frames or package in Path(frames[-1].filename).parents
+
+
 def sentence(error: BaseException) -> str | None:
     "What a user is told of an error, None if it is a fault of the program."
     said = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -116,15 +125,17 @@ def sentence(error: BaseException) -> str | None:
         return "the memory of this machine is too small for this"
     if isinstance(error, RecursionError):
         return "something that was read is nested too deeply"
-    if isinstance(error, OSError) and error.strerror and not error.filename:
-        return f"the system refuses: {error.strerror}"
-    return str(error) if isinstance(error, ValueError | OSError) else None
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system refuses'}: {error.strerror}"
+    if isinstance(error, ValueError | OSError):
+        return str(error) if ours(error) else first_line(error)
+    return None
 
 # %% ../../nbs/workshop/cli/console.ipynb #24c70fac
 def told_by_us(category: type[Warning], filename: str) -> bool:
     "Is a warning one that the package means for its users?"
-    ours = Path(__file__).parents[1] in Path(filename).parents
-    return ours and issubclass(category, UserWarning | RuntimeWarning)
+    package = Path(bt_adapter.__file__).parent
+    return package in Path(filename).parents and issubclass(category, UserWarning | RuntimeWarning)
 
 
 @contextmanager
@@ -143,13 +154,15 @@ def own_warnings() -> Iterator[None]:
 # %% ../../nbs/workshop/cli/console.ipynb #e8d01489
 @contextmanager
 def own_messages() -> Iterator[None]:
-    "What the package logs, as plain lines on the standard error."
+    "What the package logs, as plain lines on the standard error; not what others log to nobody."
     logger, handler = logging.getLogger("bt_adapter"), logging.StreamHandler()
     logger.addHandler(handler)
     logger.propagate = False
+    others, logging.lastResort = logging.lastResort, logging.NullHandler()
     try:
         yield
     finally:
+        logging.lastResort = others
         logger.removeHandler(handler)
         logger.propagate = True
 
