@@ -13,8 +13,8 @@ CARD = """\
 # The shipped files
 
 Everything here was made by commands of the package, with seed 0, and can be made again from the
-root of the repository. Training on another machine or version gives other bits and the same
-figures up to noise.
+root of the repository, with `--overwrite` where the files are there. Training on another machine
+or version gives other bits and the same figures up to noise.
 `python tests/card.py` writes this page.
 
 | folder or file | what it is | size |

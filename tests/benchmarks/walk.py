@@ -1,7 +1,7 @@
 """The way of a command through the package: how often it enters which module.
 
     python tests/benchmarks/walk.py pretrain --data data_samples/captions.csv \\
-        --clips data_samples/clips --steps 2 --batch 4 --out runs/walk
+        --clips data_samples/clips --steps 2 --batch 4 --out runs/walk --overwrite
 
 Counts each function once, where it is first called; a module that is left and entered again counts
 anew. With `PYTHONPATH=CHECKOUT` before it, the package of another checkout is walked through.
