@@ -1,15 +1,18 @@
 """Moving Shapes, level 2: two things with a motion each, exact backwards, evenly dealt."""
 
+import re
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 
 from bt_adapter import moving_shapes as world
-from bt_adapter import twins
+from bt_adapter import scenes, small_clip, twins
+from bt_adapter.backbone import load_tokenizer
 from bt_adapter.moving_shapes import MOTIONS, Scene, Thing, add_motion
 from bt_adapter.variations import TEXTURES, Noise, Tempo
 
@@ -127,8 +130,8 @@ def test_a_gallery_has_distinct_captions_and_two_things_that_move(split):
 
 def test_splits_share_neither_looks_nor_meetings_of_motions():
     looks, met = defaultdict(set), defaultdict(set)
-    for split, scenes in GALLERIES.items():
-        for scene in scenes + drawn(100, seed=1, split=split):
+    for split, some in GALLERIES.items():
+        for scene in some + drawn(100, seed=1, split=split):
             looks[split] |= {(t.color, t.shape) for t in scene.things}
             looks[split] |= {(t.other, t.shape) for t in scene.things if split == "test"}
             met[split] |= {frozenset(t.motion for t in scene.things)}
@@ -292,3 +295,114 @@ def test_one_thing_of_level_2():
 def test_mistakes_are_told(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Words:
+    """Stands in for a CLIP of which only the text side is asked."""
+
+    encode_text = staticmethod(oracle)
+
+
+def both(objects=2, batch=72, seed=0):
+    groups = scenes.scenes_of_both(np.random.default_rng(seed), objects)
+    frames = scenes.BothLevels.stored
+    store = {  # pictures instead of states
+        scenes.scene_key(scene): world.render(scene, frames, 8).flatten(2)[None]
+        for scene in scenes.BothLevels.rendered(groups)
+    }
+    return groups, scenes.BothLevels(Words, groups, store, batch=batch, seed=seed)
+
+
+def test_batches_of_both_levels_show_what_their_captions_say():
+    groups, source = both()
+    every = [scene for group in groups for scene in group]
+    templates = range(len(world.CAPTION_TEMPLATES))
+    table = oracle([world.caption(scene, k) for scene in every for k in templates])
+    for step, batch in zip(range(3), source(0, 1)):
+        moments, levels = source.frames(step), set()
+        for shown, text in zip(batch.states[:, 0], batch.text):
+            scene = every[int((table @ text).argmax()) // len(templates)]
+            levels.add(scene.level)
+            if scene.level == 2:
+                told = world.render(scene, source.stored, 8).flatten(2)
+                assert torch.equal(shown, told[moments]), scene
+        assert levels == {1, 2}
+
+
+def test_every_batch_has_its_own_number_of_frames_and_a_run_that_goes_on_the_same():
+    _, source = both(objects=1, batch=36)
+    counts = [len(source.frames(step)) for step in range(300)]
+    assert set(counts) == set(range(4, 17))
+    gaps = [source.frames(step).diff() for step in range(300)]
+    assert all((gap > 0).all() for gap in gaps)
+    uneven = sum(int(gap.max() - gap.min() > 1) for gap in gaps)
+    assert 90 < uneven < 210
+    first, again = [[b.states for b, _ in zip(source(s, 1), range(2))] for s in (0, 1)]
+    assert torch.equal(first[1], again[0])
+
+
+def test_a_group_of_two_things_is_of_the_training_split():
+    rng, meetings = np.random.default_rng(3), world.meetings_of("train")
+    for _ in range(5):
+        group = twins.two_things_group(rng, meetings, "brown")
+        assert len({*map(world.caption, group)}) == 18
+        for scene in group:
+            motions = [t.motion for t in scene.things]
+            assert "still" in motions or world.motion_split(*motions) == "train"
+            assert all((t.color, t.shape) in world.pairs("train") for t in scene.things)
+        assert sum("still" in (t.motion for t in scene.things) for scene in group) == 2
+
+
+def test_the_small_clip_of_level_2_has_a_word_for_standing_still(tmp_path):
+    assert set(small_clip.vocabulary(2)) - set(small_clip.vocabulary()) == {"stands", "still"}
+    model = small_clip.new_clip(tmp_path, level=2)
+    tokenize, rng = load_tokenizer(tmp_path), np.random.default_rng(0)
+    pictures = small_clip.two_stills(rng, 1), small_clip.two_trails(rng, 1)
+    small_clip.two_loss(model, tokenize, *pictures).backward()
+    assert all(p.grad.isfinite().all() for p in model.visual.parameters())
+    longest = max(
+        (world.caption(s, k) for s in GALLERIES["train"] for k in range(3)), key=len
+    ).replace("purple", "striped")
+    assert len(tokenize.encode("a red star stands still")) == 5
+    assert (
+        len(tokenize.encode(longest)) + 2
+        <= small_clip.CONFIG["model_cfg"]["text_cfg"]["context_length"]
+    )
+
+
+def test_pictures_of_two_things_for_the_small_clip():
+    rng = np.random.default_rng(0)
+    pictures, captions = small_clip.two_stills(rng, 2)
+    assert len(pictures) == len(captions) == 12
+    words = [sorted(re.sub("|".join(world.BACKGROUNDS), "", c).split()) for c in captions[:6]]
+    assert len({*captions}) == 12 and sum(words.count(w) > 1 for w in words) >= 2
+    trails, told, phrases = small_clip.two_trails(rng, 1)
+    assert len(trails) == len({*told}) == 18
+    assert all(phrase in text for text, pair in zip(told, phrases) for phrase in pair)
+
+
+def test_scores_of_both_levels_come_from_one_function(monkeypatch):
+    clips = GALLERIES["test"][:8]
+    found = scenes.scores(oracle([*map(world.caption, clips)]), clips, oracle)
+    assert found == dict.fromkeys(scenes.TWO_FIGURES, 100.0)
+    with pytest.raises(ValueError, match="one thing in each scene, or two and of level 2"):
+        scenes.method_scores(None, {}, 1, clips + world.gallery("test", 4))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--level", "3"], "--level is 1 or 2, not 3"),
+        (["--level", "2", "--data", "x.csv"], "belongs to Moving Shapes"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "pretrain"])
+def test_commands_tell_of_levels_that_are_not_there(
+    command, arguments, message, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text("clip,caption\n")
+    monkeypatch.setattr("sys.argv", [f"bta-{command}", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        import_module(f"bt_adapter.cli.{command}").main()
+    assert stop.value.code and message in " ".join(capsys.readouterr().err.split())

@@ -49,6 +49,7 @@ class Pretraining:
     clip: str = "moving-shapes"  # the frozen CLIP
     pretrained: str | None = None  # open_clip's tag of its weights
     activation: str | None = None  # "gelu" or "quickgelu", where name and weights do not say
+    level: int = 1  # of Moving Shapes; 2: both levels
     steps: int | None = None  # this and the next five: None is as in the preset
     epochs: int | None = None  # instead of steps
     batch: int | None = None
@@ -68,6 +69,7 @@ class Pretraining:
         wrong = [name for name in OF_DATA if name in given and not self.data]
         if wrong:
             raise ValueError(f"--{wrong[0].replace('_', '-')} is of use with --data only")
+        options.check_level(self.level, self.data)
         check_recipe(self.recipe, self.changes)
         options.check_out(self.out)
         for annotation in filter(None, (self.data, self.validation)):
@@ -107,6 +109,7 @@ def adapter(
     clip: options.ClipName = "moving-shapes",
     pretrained: options.PretrainedTag = None,
     activation: options.Activation = None,
+    level: options.Level = 1,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
     batch: options.Batch = None,
@@ -125,6 +128,7 @@ def adapter(
     if context.invoked_subcommand:
         return console.check_nothing_before(context)
     where = dict(data=data, format=layout, clips=clips, split=split, reader=reader, broken=broken)
+    where |= dict(level=level)
     held = dict(validation=validation, validation_split=validation_split)
     tower = dict(clip=clip, pretrained=pretrained, activation=activation)
     how = dict(preset=preset, steps=steps, epochs=epochs, batch=batch, chunk=chunk, ema=ema)
@@ -165,9 +169,10 @@ def train_on_shapes(asked: Pretraining):
     config = library.choose_recipe(asked.recipe, **asked.changes)
     clip = load_clip(asked.clip, asked.pretrained, activation=asked.activation)
     kept = dict(store=asked.store, resume=asked.resume, save_every=asked.save_every)
-    rows = scenes.pretrain_moving_shapes(asked.out, clip, config, **kept)
+    rows = scenes.pretrain_moving_shapes(asked.out, clip, config, **kept, level=asked.level)
     if rows:
-        show({"validation, percent": rows})
+        titles = ("validation, percent", "validation of two things, percent")
+        show({title: rows[i : i + 2] for title, i in zip(titles, range(0, len(rows), 2))})
     tell(f"saved to {asked.out}")
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #07d095b5
@@ -293,17 +298,21 @@ def shards(
 # %% ../../nbs/workshop/cli/pretrain.ipynb #d04692dd
 @app.command("clip")
 def small_clip(
-    out: options.Out = Path("runs/clip"), seed: options.Seed = 0, steps: options.Steps = 500
+    out: options.Out = Path("runs/clip"),
+    seed: options.Seed = 0,
+    steps: options.Steps = 500,
+    level: options.Level = 1,
 ):
     "Train the small CLIP on pictures of Moving Shapes."
     options.at_least(1, steps=steps)
+    options.check_level(level)
     options.check_out(out)
     with loading("training the CLIP of Moving Shapes"):
         from ..progress import Steps
         from ..scenes import pretrain_small_clip
     with Steps(steps, "training CLIP") as bar:
         tell_loss = lambda step, loss: bar.add(f"loss {loss:.3f}")  # noqa: E731
-        figures = pretrain_small_clip(out, steps, seed, tell_loss)
+        figures = pretrain_small_clip(out, steps, seed, tell_loss, level)
     show({"small CLIP": [{name: str(value) for name, value in figures.items()}]})
     print(f"saved to {out}")
 
