@@ -11,7 +11,9 @@ video, files        a file becomes eight exact frames; files are written whole o
 containers          which files hold clips, and what is wrong with the others
 pictures            decoded frames, upright and in their shape
 shapes              shapes, colours and backgrounds, drawn without jagged edges
+variations          tempo, texture, noise and pan: what varies in their second level
 moving_shapes       rendered clips that only time tells apart
+twins               three wrong captions of a clip of two things
 backbone            a frozen CLIP that hands out the states of its layers, by name
 frozen_tower        what it is made of, and what may go in
 weights             all of them read, none left over, and which are the same but for rounding

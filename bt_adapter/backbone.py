@@ -134,7 +134,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import bt_adapter
-from .files import first_line
+from .files import check_unpacked, first_line
 from .frozen_tower import all_finite
 from .hub import OUT_OF_REACH, asking_hub
 from .plain_clip import load_plain_clip, load_tokenizer
@@ -209,6 +209,8 @@ def _load_named(name, pretrained, activation):
     other = dict(quick_gelu=False) if activation == "gelu" else {}
     with asking_hub() as reached, without_open_clips_warnings():
         try:
+            if pretrained and Path(pretrained).is_file():
+                check_unpacked(pretrained)
             model = open_clip.create_model(name, pretrained, force_quick_gelu=quick, **other)
             return model, open_clip.get_tokenizer(name)
         except Exception as error:  # of the hub, of the network, and open_clip's own

@@ -69,6 +69,7 @@ class Evaluation:
     data: Path | None = None  # annotations or shards; None: Moving Shapes
     format: str = "table"  # of the annotations
     clips: Path | None = None  # their folder; None: that of the annotations
+    level: int = 1  # of Moving Shapes
     split: str | None = None
     limit: int | None = None  # how many clips, from the first; None: all
     settings: str = "paper"  # frames, tokens and crop, or "released"
@@ -101,6 +102,10 @@ class Evaluation:
             )
         check_needs(NEEDS, given)
         check_tower(self.clip, self.pretrained)
+        if self.level not in (1, 2):
+            raise ValueError(f"--level is 1 or 2, not {self.level}")
+        if self.level == 2 and self.data:
+            raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

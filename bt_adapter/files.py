@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JSON_KINDS', 'replacing', 'is_alive', 'clear_parts', 'writing', 'write_whole', 'write_together', 'check_folder_place',
-           'check_file_place', 'first_line', 'parse_json', 'read_json', 'home_short', 'told_path']
+           'check_file_place', 'first_line', 'parse_json', 'read_json', 'check_unpacked', 'home_short', 'told_path']
 
 # %% ../nbs/workshop/files.ipynb #2813c86d
 import json
@@ -169,6 +169,17 @@ def read_json(
         )
     return parse_json(Path(path).read_bytes(), path, kind)
 
+# %% ../nbs/workshop/files.ipynb #e83a5c06
+def check_unpacked(path: str | Path):
+    "Raises ValueError for an archive of weights that holds more bytes than its file has."
+    import zipfile
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            held = sum(part.file_size for part in archive.infolist())
+        if held > os.stat(path).st_size:
+            raise ValueError(f"it would unpack to {held} bytes, as no file of PyTorch does")
+
 # %% ../nbs/workshop/files.ipynb #cf194ae1
 def _below(path, folder):
     "The part of a path behind a folder, None if it lies elsewhere; the root holds everything."
@@ -182,7 +193,7 @@ def home_short(path: str | Path) -> str:
     "A path with ~ in the place of the home folder; what is no whole path stays."
     path, home = str(path), os.path.expanduser("~")
     inside = _below(path, home) if os.path.isabs(path) and os.path.isabs(home) else None
-    return path if inside is None else os.path.join("~", inside)
+    return path if inside is None else os.path.normpath(os.path.join("~", inside))
 
 
 def told_path(path: str | Path) -> str:

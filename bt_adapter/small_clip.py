@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STILL_MOTIONS', 'SHARPEST', 'CLIP_FILES', 'CONFIG', 'WARMUP', 'byte_pair_merges', 'vocabulary', 'write_merges',
            'stills', 'short_motion', 'trails', 'short_captions', 'choose', 'new_clip', 'clip_optimizers', 'clip_loss',
-           'train_clip', 'static_recall', 'opposite_cosines']
+           'two_stills', 'two_trails', 'two_loss', 'train_clip', 'static_recall', 'opposite_cosines']
 
 # %% ../nbs/workshop/small_clip.ipynb #ee2b69c9
 import copy
@@ -15,7 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,18 +35,23 @@ from .moving_shapes import (
     COLORS,
     MOTIONS,
     SHAPES,
+    STILL,
     Scene,
     caption,
     long_exposure,
+    meetings_of,
+    motion_pairs,
     opposite,
     pairs,
     random_thing,
     render,
     static_caption,
     thing_phrase,
+    two_things,
 )
 from .muon import Muon
 from .precision import autocast_context, fast_dtype
+from .twins import two_things_group
 
 # %% ../nbs/workshop/small_clip.ipynb #124a1989
 def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
@@ -70,16 +75,16 @@ def _join(pieces, pair):
     return joined
 
 # %% ../nbs/workshop/small_clip.ipynb #dcfc5ed8
-def vocabulary() -> list[str]:
-    "Every word that a caption of Moving Shapes can hold."
-    phrases = [motion.phrase for motion in MOTIONS.values()]
+def vocabulary(level: int = 1) -> list[str]:
+    "Every word that a caption of Moving Shapes can hold, up to a level."
+    phrases = [motion.phrase for motion in MOTIONS.values()] + [STILL.phrase] * (level - 1)
     texts = [*CAPTION_TEMPLATES, *COLORS, *SHAPES, *BACKGROUNDS, *phrases, "a an and something"]
     return sorted(set(re.findall("[a-z]+", re.sub("{.*?}", "", " ".join(texts)))))
 
 
-def write_merges(path: Path):
+def write_merges(path: Path, level: int = 1):
     "The merges in the format that open_clip's tokenizer reads."
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in byte_pair_merges(vocabulary()))]
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in byte_pair_merges(vocabulary(level)))]
     write_whole(path, gzip.compress("\n".join(lines).encode(), mtime=0))
 
 # %% ../nbs/workshop/small_clip.ipynb #3c7b5819
@@ -160,14 +165,14 @@ CONFIG = dict(
 )
 
 
-def new_clip(folder: Path) -> nn.Module:
+def new_clip(folder: Path, level: int = 1) -> nn.Module:
     "A small CLIP with random weights; its configuration and merges are written to the folder."
     from open_clip import CLIP
     from open_clip.pos_embed import get_2d_sincos_pos_embed
 
-    write_merges(folder / CLIP_FILES[0])
+    write_merges(folder / CLIP_FILES[0], level)
     config = copy.deepcopy(CONFIG)
-    tokens = 512 + len(byte_pair_merges(vocabulary())) + 2  # bytes, merges, start and end
+    tokens = 512 + len(byte_pair_merges(vocabulary(level))) + 2  # bytes, merges, start and end
     config["model_cfg"]["text_cfg"]["vocab_size"] = tokens
     text = json.dumps(config, indent=1) + "\n"
     write_whole(folder / CLIP_FILES[2], text.encode())
@@ -215,12 +220,66 @@ def clip_loss(
         + choose(second, motion_texts, [motions.index(s) for s in trail[2]], tau)
     )
 
+# %% ../nbs/workshop/small_clip.ipynb #b7705661
+def two_stills(
+    rng: np.random.Generator,
+    groups: int,  # of two colours, three shapes and a background: six pictures each
+) -> tuple[list[torch.Tensor], list[str]]:  # pictures, captions
+    "Single frames of clips of two things, and what they show."
+    pictures, captions, met = [], [], motion_pairs("train")
+    for _ in range(groups):
+        colors, background = rng.choice(list(COLORS), 2, replace=False), rng.choice([*BACKGROUNDS])
+        for shapes in combinations(rng.choice(list(SHAPES), 3, replace=False).tolist(), 2):
+            for order in (1, -1):
+                looks = [*zip(colors[::order].tolist(), shapes)]
+                front_first = bool(rng.integers(2))
+                how = dict(background=str(background), rng=rng, front_first=front_first)
+                scene = two_things(looks, met[rng.integers(len(met))], **how)
+                pictures.append(render(scene, [rng.uniform()])[0])
+                captions.append(static_caption(scene, rng.integers(len(CAPTION_TEMPLATES))))
+    return pictures, captions
+
+
+def two_trails(
+    rng: np.random.Generator,
+    groups: int,  # of two looks, eighteen pictures each
+) -> tuple[list[torch.Tensor], list[str], list[list[str]]]:  # pictures, captions, phrases
+    "Long exposures of two things, what happens in them, and what each thing does."
+    pictures, captions, phrases, meetings = [], [], [], meetings_of("train")
+    for _ in range(groups):
+        template = rng.integers(len(CAPTION_TEMPLATES))
+        for scene in two_things_group(rng, meetings, str(rng.choice(list(BACKGROUNDS)))):
+            pictures.append(long_exposure(scene))
+            captions.append(caption(scene, template))
+            phrases.append([thing_phrase(thing) for thing in scene.things])
+    return pictures, captions, phrases
+
+# %% ../nbs/workshop/small_clip.ipynb #f1b90ea8
+def two_loss(
+    model: nn.Module,  # an open_clip CLIP
+    tokenize: Callable,  # texts -> ids
+    still: tuple,  # from `two_stills`
+    trail: tuple,  # from `two_trails`
+) -> torch.Tensor:
+    "Mean contrastive loss of full captions, plus the choice of both phrases among all."
+    pictures = torch.stack(still[0] + trail[0]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    phrases = list(dict.fromkeys(phrase for pair in trail[2] for phrase in pair))
+    with autocast_context(pictures.device, fast_dtype()):
+        seen = model.encode_image(pictures, normalize=True)
+        read = model.encode_text(tokenize(still[1] + trail[1] + phrases), normalize=True)
+    tau = model.logit_scale.exp().clamp(max=SHARPEST).reciprocal()
+    full, short = read.split([len(seen), len(phrases)])
+    truth = torch.tensor([[(phrase in pair) / 2 for phrase in phrases] for pair in trail[2]])
+    logits = seen[len(still[0]) :].float() @ short.float().T / tau
+    return video_text_contrastive(seen, full, tau) / 2 + F.cross_entropy(logits, truth)
+
 # %% ../nbs/workshop/small_clip.ipynb #e74f5193
 def train_clip(
     folder: Path,  # receives config, merges and weights
     steps: int = 500,
     seed: int = 0,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    level: int = 1,  # 2: half of each batch is of two things
 ):
     "Train the small CLIP and write it to a folder that `load_clip` and open_clip read."
     from safetensors.torch import save
@@ -229,11 +288,14 @@ def train_clip(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     with TemporaryDirectory() as scratch:
-        model, tokenize = new_clip(Path(scratch)), load_tokenizer(Path(scratch))
+        model, tokenize = new_clip(Path(scratch), level), load_tokenizer(Path(scratch))
         made = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
 
     def loss_of(step: int) -> torch.Tensor:
-        return clip_loss(model, tokenize, stills(rng, groups=14), trails(rng, groups=4))
+        if level == 1:
+            return clip_loss(model, tokenize, stills(rng, groups=14), trails(rng, groups=4))
+        one = clip_loss(model, tokenize, stills(rng, groups=7), trails(rng, groups=2))
+        return one + two_loss(model, tokenize, two_stills(rng, groups=7), two_trails(rng, groups=2))
 
     fit(
         [*model.parameters()],

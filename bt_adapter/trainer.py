@@ -8,6 +8,7 @@ __all__ = ['RUN_FILES', 'Batch', 'ProcessInfo', 'ParamGroup', 'PretrainConfig', 
 
 # %% ../nbs/workshop/trainer.ipynb #98fe07d2
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -112,6 +113,11 @@ def _check_config(config):
     for name in ("steps", "batch", "chunk", "objects", "takes", "frames"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"{name} must be 1 or more, not {getattr(config, name)}")
+    if not config.clip_norm > 0:  # a negative one turns gradients round, and 0 learns nothing
+        raise ValueError(f"clip_norm must be more than 0, not {config.clip_norm}")
+    for name in ("tau", "weight_decay"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be a number that is not negative")
     if not 0 <= config.mask_ratio < 1:
         raise ValueError(f"mask_ratio must lie in [0, 1), not {config.mask_ratio}")
     check_precision(config.precision)

@@ -18,7 +18,7 @@ from .evaluation import Evaluation
 from .moving_shapes import gallery
 from .precision import why_unusable
 from .recognition import RECOGNITION_FIGURES, class_names, judge_recognition
-from .scenes import COLUMNS, FIGURES, compare
+from .scenes import COLUMNS, FIGURES, TWO_COLUMNS, TWO_FIGURES, compare
 
 # %% ../nbs/workshop/zero_shot.ipynb #cceacba6
 def clip_settings(asked: Evaluation) -> ClipSettings:
@@ -59,17 +59,19 @@ DATA_COLUMNS += ("fingerprint", "frames", "tokens", "margin")
 def evaluate_gallery(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; models
     "Moving Shapes: rows for the table; the CSV file is written."
     split = asked.split or "test"
+    two = asked.level == 2
+    figures, columns = (TWO_FIGURES, TWO_COLUMNS) if two else (FIGURES, COLUMNS)
     if asked.csv:
-        ledger.check_csv(asked.csv, COLUMNS)
-    scenes, models = gallery(split, asked.limit), load_asked(asked)
+        ledger.check_csv(asked.csv, columns)
+    scenes, models = gallery(split, asked.limit, level=asked.level), load_asked(asked)
     rows = compare(models, scenes)
     if asked.csv:
         ledger.append_csv(
             asked.csv,
-            retrieval.csv_rows(rows, models, COLUMNS, split=split, clips=len(scenes)),
+            retrieval.csv_rows(rows, models, columns, split=split, clips=len(scenes)),
         )
-    shown = [{k: row[k] for k in (*MARK, *FIGURES)} for row in rows]
-    return shown + retrieval.over_seeds(shown, FIGURES), models
+    shown = [{k: row[k] for k in (*MARK, *figures)} for row in rows]
+    return shown + retrieval.over_seeds(shown, figures), models
 
 # %% ../nbs/workshop/zero_shot.ipynb #a58b292c
 def judge_of(asked: Evaluation, examples: Sequence[Example], tokens: int):

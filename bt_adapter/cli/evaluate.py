@@ -46,6 +46,7 @@ def evaluate(
     data: options.Data = None,
     layout: options.FormatName = "table",
     clips: options.ClipFolder = None,
+    level: options.Level = 1,
     split: options.Split = None,
     limit: options.Limit = None,
     settings: options.Settings = "paper",
@@ -70,6 +71,7 @@ def evaluate(
     models = dict(adapters=adapters or (), released=released or (), gates=gates, heads=heads)
     models |= dict(clip=clip, pretrained=pretrained, activation=activation, device=device)
     where = dict(data=data, format=layout, clips=clips, split=split, limit=limit, skip=skip)
+    where |= dict(level=level)
     how = dict(settings=settings, frames=frames, tokens=tokens, classes=classes, ties=ties)
     how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, reader=reader)
     kept = dict(csv=table, queries=queries, overwrite=overwrite, keep=keep)

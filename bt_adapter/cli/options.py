@@ -9,13 +9,14 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'Batch',
            'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery',
            'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Dialogues', 'Released',
-           'Gates', 'Heads', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep',
-           'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
+           'Gates', 'Heads', 'Level', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss',
+           'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
            'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path',
-           'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name',
-           'check_device_name', 'check_workers', 'check_activation', 'check_tuning', 'check_reader_name',
-           'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
+           'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_level',
+           'check_clip_path', 'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties',
+           'check_precision_name', 'check_device_name', 'check_workers', 'check_activation', 'check_tuning',
+           'check_reader_name', 'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite',
+           'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -55,6 +56,14 @@ def at_least(least: int, **values: int | None):
     for name, value in values.items():
         if value is not None and value < least:
             raise ValueError(f"--{name} must be {least} or more, not {value}")
+
+
+def check_level(level: int, data: Path | None = None):
+    "Raises ValueError for a level of Moving Shapes that is not there, or beside other data."
+    if level not in (1, 2):
+        raise ValueError(f"--level is 1 or 2, not {level}")
+    if level == 2 and data:
+        raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
 
 
 def check_clip_path(path: Path):
@@ -262,6 +271,7 @@ Gates = Annotated[
     bool, typer.Option(help="use the gates of released weights, or not, as the authors' configs")
 ]
 Heads = option(int, "attention heads of a released CLIP, if they are not 64 wide", **COUNT)
+Level = Annotated[int, typer.Option(help="of Moving Shapes: 1, or 2 with two things in a clip")]
 Limit = option(int, "how many clips, from the first; by default all", **COUNT)
 Settings = Annotated[str, typer.Option(help="frames, tokens and crop as in 'paper' or 'released'")]
 Tokens = option(int, "longest caption in tokens, instead of the settings'", min=3, max=2**16)

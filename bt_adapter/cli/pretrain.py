@@ -59,6 +59,7 @@ class Pretraining:
     clip: str = "moving-shapes"  # the frozen CLIP
     pretrained: str | None = None  # open_clip's tag of its weights
     activation: str | None = None  # "gelu" or "quickgelu", where name and weights do not say
+    level: int = 1  # of Moving Shapes; 2: both levels
     steps: int | None = None  # this and the next five: None is as in the preset
     epochs: int | None = None  # instead of steps
     batch: int | None = None
@@ -78,6 +79,7 @@ class Pretraining:
     def __post_init__(self):
         given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         check_given(given)
+        options.check_level(self.level, self.data)
         check_recipe(self.recipe, self.changes)
         options.check_out(self.out, self.store)
         check_tower(self.clip, self.pretrained)
@@ -122,6 +124,7 @@ def adapter(
     clip: options.ClipName = "moving-shapes",
     pretrained: options.PretrainedTag = None,
     activation: options.Activation = None,
+    level: options.Level = 1,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
     batch: options.Batch = None,
@@ -143,6 +146,7 @@ def adapter(
         return console.check_nothing_before(context)
     check_given(console.given_options(context))
     where = dict(data=data, format=layout, clips=clips, split=split, reader=reader, broken=broken)
+    where |= dict(level=level)
     held = dict(validation=validation, validation_split=validation_split)
     tower = dict(clip=clip, pretrained=pretrained, activation=activation)
     how = dict(preset=preset, steps=steps, epochs=epochs, batch=batch, chunk=chunk, ema=ema)
@@ -185,11 +189,12 @@ def train_on_shapes(asked: Pretraining):
     tell_if_slow(asked.precision)
     config = library.choose_recipe(asked.recipe, **asked.changes)
     clip = load_clip(asked.clip, asked.pretrained, activation=asked.activation)
-    names = ("store", "resume", "overwrite", "wait", "save_every")
+    names = ("store", "resume", "overwrite", "wait", "save_every", "level")
     kept = {name: getattr(asked, name) for name in names}
     rows = scenes.pretrain_moving_shapes(asked.out, clip, config, **kept)
     if rows:
-        show({"validation, percent": rows})
+        titles = ("validation, percent", "validation of two things, percent")
+        show({title: rows[i : i + 2] for title, i in zip(titles, range(0, len(rows), 2))})
     tell(f"saved to {asked.out}")
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #07d095b5
@@ -321,16 +326,19 @@ def small_clip(
     seed: options.Seed = 0,
     steps: options.Steps = 500,
     overwrite: options.Overwrite = False,
+    level: options.Level = 1,
 ):
     "Train the small CLIP on pictures of Moving Shapes."
     options.at_least(1, steps=steps)
+    options.check_level(level)
     options.check_out(out)
     with loading("training the CLIP of Moving Shapes"):
         from ..progress import Steps
         from ..scenes import pretrain_small_clip
     with Steps(steps, "training CLIP") as bar:
         tell_loss = lambda step, loss: bar.add(f"loss {loss:.3f}")  # noqa: E731
-        figures = pretrain_small_clip(out, steps, seed, tell_loss, overwrite)
+        kept = dict(overwrite=overwrite, level=level)
+        figures = pretrain_small_clip(out, steps, seed, tell_loss, **kept)
     show({"small CLIP": [{name: str(value) for name, value in figures.items()}]})
     print(f"saved to {out}")
 

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from ..clip_names import ClipNames, NoSuchClip, clip_paths
 from ..files import first_line, parse_json, read_json
 from ..video import SUFFIXES
 
@@ -86,14 +87,19 @@ class _Finder:
         self.folder, self.walked = folder, None
 
     def __call__(self, name: str, inside: str = "") -> str:
-        bare = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
-        expected = self.folder / inside / (name if bare != name else f"{name}.mp4")
+        "The path, there or not. Raises BadRow for a name of two clips."
+        whole = Path(name).suffix.lower() in SUFFIXES
+        expected = self.folder / inside / (name if whole else f"{name}.mp4")
         if expected.is_file():
             return str(expected)
         if self.walked is None:
-            files = sorted(self.folder.rglob("*"), reverse=True)
-            self.walked = {f.stem: str(f) for f in files if f.suffix.lower() in SUFFIXES}
-        return self.walked.get(name) or self.walked.get(bare) or str(expected)
+            self.walked = clip_paths(self.folder) if self.folder.is_dir() else ClipNames()
+        try:
+            return str(self.walked.find(name))
+        except NoSuchClip:
+            return str(expected)
+        except ValueError as error:
+            raise BadRow(f"means no clip: {error}") from None
 
 # %% ../../nbs/workshop/datasets/annotations.ipynb #37be098d
 PATH_COLUMNS = ("path", "file", "video", "filename")

@@ -459,7 +459,7 @@ def loader(
     batch: int,  # clips of one process
     tokenizer=None,  # `clip.tokenizer`; None: tokens stay empty, captions may be missing
     tokens: int | None = None,  # of a caption at most, None: as many as the model reads
-    workers: int = 0,  # processes that decode; 0 decodes here
+    workers: int = 0,  # processes that decode; 0: here, where a clip that ends its decoder ends all
     rank: int = 0,  # of this process
     world: int = 1,  # processes
     share: float = 0.1,  # of broken clips that is tolerated
