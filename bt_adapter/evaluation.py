@@ -33,7 +33,9 @@ SETTINGS = ("paper", "released")
 OF_DATA = ("format", "clips", "settings", "frames", "tokens", "classes", "prompt", "ties")
 OF_DATA += ("queries", "keep", "skip", "batch", "workers", "reader")
 NEEDS = dict.fromkeys(("gates", "heads", "clip"), "released")  # an option: the one it belongs to
-NEEDS |= dict.fromkeys(("pretrained", "activation"), "clip") | dict(faiss="queries")
+NEEDS |= dict.fromkeys(("pretrained", "activation"), "clip") | dict.fromkeys(
+    ("faiss", "overwrite"), "queries"
+)
 NEEDS |= dict.fromkeys(OF_DATA, "data")
 LEAST = dict(limit=1, frames=1, tokens=3, batch=1, workers=0, heads=1)
 
@@ -42,8 +44,8 @@ def check_needs(needs: Mapping[str, str], given: Collection[str]):
     "Raises ValueError for an option that is given without the one that it belongs to."
     for name, other in needs.items():
         if name in given and other not in given:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} belongs to --{other}: give that as well, or neither")
+            option, owner = (word.replace("_", "-") for word in (name, other))
+            raise ValueError(f"--{option} belongs to --{owner}: give that as well, or neither")
 
 
 def check_tower(name: str | None, pretrained: str | None):

@@ -33,6 +33,7 @@ demo            --adapter          |                   | .          | nowhere fi
 demo            --picture          |                   | a.png      | a.mp4 . gone/a.png /proc/a.png
 demo            --json             |                   | -          |
 demo            --write-samples    |                   | out        | {FOLDER}
+demo            --overwrite        | --write-samples out | -        |
 demo            --reader           |                   | pyav       | x
 pretrain        --out              |                   | out        | {FOLDER}
 pretrain        --preset           |                   | quick      | x 3
@@ -57,6 +58,9 @@ pretrain        --views            | {DATA}            | 3          | {COUNT}
 pretrain        --workers          | {DATA}            | 0          | {INTEGER} 100000
 pretrain        --reader           | {DATA}            | pyav       | x
 pretrain        --resume           |                   | -          |
+pretrain        --overwrite        |                   | -          |
+pretrain        --wait             |                   | 1          | nan inf -1 0
+pretrain        --level            |                   | 2          | 0 3 x
 pretrain        --save-every       |                   | 3          | {COUNT}
 pretrain        --seed             |                   | 0          | {INTEGER}
 pretrain shards --format           |                   | table      | x
@@ -67,10 +71,14 @@ pretrain shards --outside          |                   | -          |
 pretrain clip   --out              |                   | out        | {FOLDER}
 pretrain clip   --seed             |                   | 0          | {INTEGER}
 pretrain clip   --steps            |                   | 3          | {COUNT}
+pretrain clip   --overwrite        |                   | -          |
+pretrain clip   --level            |                   | 2          | 0 3 x
 pretrain instruct --out            |                   | out        | {FOLDER}
 pretrain instruct --adapter        |                   | .          | nowhere
 pretrain instruct --seed           |                   | 0          | {INTEGER}
 pretrain instruct --scenes         |                   | 54         | {COUNT} 3
+pretrain instruct --resume         |                   | -          |
+pretrain instruct --overwrite      |                   | -          |
 pretrain tune   --model            |                   | m          |
 pretrain tune   --dialogues        |                   | file       | nowhere.json
 pretrain tune   --clips            |                   | .          |
@@ -83,6 +91,7 @@ pretrain tune   --template         |                   | llava      | x
 pretrain tune   --steps            |                   | 3          | {COUNT}
 pretrain tune   --workers          |                   | 0          | {INTEGER} 100000
 pretrain tune   --resume           |                   | -          |
+pretrain tune   --overwrite        |                   | -          |
 pretrain tune   --save-every       |                   | 3          | {COUNT}
 pretrain tune   --seed             |                   | 0          | {INTEGER}
 evaluate        --released         |                   | file       | nowhere.pth
@@ -96,6 +105,7 @@ evaluate        --data             |                   | file       | nowhere.cs
 evaluate        --format           | {DATA}            | table      | x
 evaluate        --clips            | {DATA}            | .          | 36
 evaluate        --split            |                   | test       |
+evaluate        --level            |                   | 2          | 0 3 x
 evaluate        --limit            |                   | 3          | {COUNT}
 evaluate        --settings         | {DATA}            | paper      | x
 evaluate        --frames           | {DATA}            | 3          | {COUNT}
@@ -105,6 +115,7 @@ evaluate        --prompt           | {DATA}            | {{}}       | x
 evaluate        --ties             | {DATA}            | against    | x
 evaluate        --csv              |                   | a.csv      | {FILE}
 evaluate        --queries          | {DATA}            | a.csv      | {FILE} file
+evaluate        --overwrite        | --queries a.csv   | -          |
 evaluate        --faiss            | --queries a.csv   | -          |
 evaluate        --keep             | {DATA}            | out        | {FOLDER}
 evaluate        --skip             | {DATA}            | -          |
@@ -137,6 +148,7 @@ judge           --parallel         |                   | 3          | {COUNT}
 judge           --timeout          | {SERVER}          | 30         | nan inf 0 1e9
 judge           --json             |                   | -          |
 gallery         --scenes           |                   | 3          | {COUNT}
+gallery         --overwrite        |                   | -          |
 """
 TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --clip moving-shapes --pretrained x": "--pretrained",
@@ -147,6 +159,8 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "judge two.json --aspect consistency --judge m": "two questions",
     "pretrain --data file --views 2": "--store",
     "pretrain --out=": "--out",
+    "pretrain --data file --level 2": "--level",
+    "evaluate --data file --level 2": "--level",
 }
 
 
@@ -190,7 +204,7 @@ def refused(tmp_path_factory):
     lines = []
     for command, option, needs, good, bad in rows():
         lines += [without(command, option, option, good)] * bool(needs)
-        more = f"{needs} {DATA if option in ('--validation-split', '--faiss') else ''}"
+        more = f"{needs} {DATA if needs.split()[:1] in (['--validation'], ['--queries']) else ''}"
         more += " --store out" * (option == "--views")
         more += " --released file" * (needs.startswith("--clip") and command == "evaluate")
         lines += [without(command, option, more, option, value) for value in bad]

@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 # %% ../../nbs/workshop/cli/demo.ipynb #9a005052
 from . import options
 from .console import command, loading, note, run, sentence, show
+from ..evaluation import check_needs
 
 # %% ../../nbs/workshop/cli/demo.ipynb #54203126
 def check_picture(path: Path):
@@ -105,6 +106,7 @@ def demo(
     reader: options.Reader = "pyav",
 ):
     "Encode clips with frozen CLIP and with BT-Adapter, and compare."
+    check_needs(dict(overwrite="write_samples"), ["overwrite"] * (overwrite and not samples))
     if samples:
         others = dict(CLIPS=clips, captions=captions, json=as_json)
         if given := [name for name, value in others.items() if value]:
