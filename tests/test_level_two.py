@@ -406,3 +406,22 @@ def test_commands_tell_of_levels_that_are_not_there(
     with pytest.raises(SystemExit) as stop:
         import_module(f"bt_adapter.cli.{command}").main()
     assert stop.value.code and message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_level_reaches_the_work(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from bt_adapter import zero_shot
+    from bt_adapter.cli import evaluate, pretrain
+
+    found = {}
+    stop = lambda name: lambda asked: found.update({name: asked.level}) or 1 / 0  # noqa: E731
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrain, "train_on_shapes", stop("pretrain"))
+    monkeypatch.setattr(zero_shot, "evaluate", stop("evaluate"))
+    monkeypatch.setattr(
+        scenes, "pretrain_small_clip", lambda *given: found.update(clip=given[-1]) or 1 / 0
+    )
+    for app, words in (pretrain.app, []), (evaluate.app, []), (pretrain.app, ["clip"]):
+        CliRunner().invoke(app, [*words, "--level", "2"])
+    assert found == dict(pretrain=2, evaluate=2, clip=2)
