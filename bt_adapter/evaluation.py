@@ -118,12 +118,12 @@ class Evaluation:
         check_given_file(self.csv)
         if self.keep:
             check_folder_place(self.keep)
-        if self.queries and self.queries.exists() and not self.overwrite:
-            raise ValueError(f"{self.queries} is there already: add --overwrite to replace it")
         for name in ("data", "csv", "classes") if self.queries else ():
             other = getattr(self, name)
             if other and self.queries.resolve() == other.resolve():
                 raise ValueError(
                     f"--queries would overwrite the file of --{name}: choose another name"
                 )
+        if self.queries and self.queries.exists() and not self.overwrite:
+            raise ValueError(f"{self.queries} is there already: add --overwrite to replace it")
         check_prompts(self.prompt or ["{}"])
