@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', 'STUDIES', 'READERS', 'TIES', 'PRECISIONS',
-           'DEVICES', 'ACTIVATIONS', 'COUNT', 'ClipPaths', 'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out',
+           'DEVICES', 'ACTIVATIONS', 'MOST', 'COUNT', 'ClipPaths', 'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out',
            'PicturePath', 'Rows', 'Json', 'Device', 'ClipName', 'PretrainedTag', 'Activation', 'Data', 'Annotation',
            'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'Batch',
            'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'SaveEvery', 'Recipe', 'Validation',
@@ -181,7 +181,8 @@ def choice(names: Iterable[str]) -> str:
     return f"one of {', '.join(names)}"
 
 
-COUNT = dict(min=1, max=10**9)  # of anything
+MOST = dict(max=10**9)  # of anything
+COUNT = MOST | dict(min=1)
 
 
 ClipPaths = Annotated[
@@ -212,18 +213,16 @@ FormatName = Annotated[
 ]
 ClipFolder = option(Path, "folder of the clips, if not that of the annotations", "--clips")
 Split = option(str, "a part of the annotations, or of Moving Shapes: test or validation")
-Frames = option(
-    int, "of each clip; where there are --settings, instead of theirs", min=1, max=2**16
-)
+Frames = option(int, "of each clip; where there are --settings, instead of theirs", max=2**16)
 Workers = Annotated[int, typer.Option(min=0, help="processes that decode")]
 Reader = Annotated[str, typer.Option(help="of clips: pyav, or decord where it is exact")]
 
 # %% ../../nbs/workshop/cli/options.ipynb #b7591386
 Seed = Annotated[int, typer.Option(help="of everything random", min=0, max=2**32 - 1)]
-Steps = option(int, "training steps, instead of the preset's", **COUNT)
+Steps = option(int, "training steps, instead of the preset's", **MOST)
 Epochs = option(int, "over the data, instead of steps", **COUNT)
-Batch = option(int, "clips in a batch, of all processes together", **COUNT)
-Chunk = option(int, "clips of a batch at a time, to save memory", **COUNT)
+Batch = option(int, "clips in a batch, of all processes together", **MOST)
+Chunk = option(int, "clips of a batch at a time, to save memory", **MOST)
 Precision = option(str, "fp32, bf16 or fp16")
 Ema = option(float, "save a running mean of this decay", min=0, max=1, callback=finite)
 Store = option(Path, "folder for frozen states")
@@ -252,10 +251,10 @@ Released = option(
 Gates = Annotated[
     bool, typer.Option(help="use the gates of released weights, or not, as the authors' configs")
 ]
-Heads = option(int, "attention heads of a released CLIP, if they are not 64 wide", **COUNT)
-Limit = option(int, "how many clips, from the first; by default all", **COUNT)
+Heads = option(int, "attention heads of a released CLIP, if they are not 64 wide", **MOST)
+Limit = option(int, "how many clips, from the first; by default all", **MOST)
 Settings = Annotated[str, typer.Option(help="frames, tokens and crop as in 'paper' or 'released'")]
-Tokens = option(int, "longest caption in tokens, instead of the settings'", min=3, max=2**16)
+Tokens = option(int, "longest caption in tokens, instead of the settings'", max=2**16)
 Classes = option(Path, "classes, a line each: label, or label, tab, words")
 Prompts = option(list[str], "a phrase with {} for the class; several are averaged")
 Ties = Annotated[str, typer.Option(help="'against' the model, or counted as 'released'")]
@@ -265,7 +264,7 @@ Keep = option(Path, "folder for embeddings, to go on where a run was stopped")
 Skip = Annotated[bool, typer.Option("--skip", help="leave out clips missing or unreadable")]
 Outside = Annotated[bool, typer.Option("--outside", help="pack clips outside their folder, too")]
 Quick = Annotated[bool, typer.Option("--quick", help="one seed, two steps: every row runs")]
-Seeds = option(int, "how many; 5, or 1 if quick", **COUNT)
+Seeds = option(int, "how many; 5, or 1 if quick", **MOST)
 Tables = option(list[str], f"only these tables: {', '.join(STUDIES)}", "--table")
 
 # %% ../../nbs/workshop/cli/options.ipynb #a5ed1ffc
