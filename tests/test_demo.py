@@ -172,7 +172,7 @@ def broken_things(folder):
         (["--picture", "nowhere/x.png"], "nowhere/x.png"),
         (["--picture", "x.mp4"], "must end in .png"),
         (["--picture", "folder.png"], "it is a folder"),
-        (["--picture", ""], "must end in .png"),
+        (["--picture", ""], "--picture is empty"),
         (["--write-samples", "text.mp4"], "text.mp4"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
