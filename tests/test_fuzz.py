@@ -14,6 +14,7 @@ FUZZ = Path(__file__).parent / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
 import flipped_clips  # noqa: E402
+import run as fuzzer  # noqa: E402
 from targets import TARGETS  # noqa: E402
 
 CORPUS = sorted((FUZZ / "corpus").glob("*/*"))
@@ -27,7 +28,7 @@ REFUSED = {  # seeds that no reader takes; all others are read, or nothing deepe
 }
 
 
-def run(code, *options, cwd=None):
+def run_apart(code, *options, cwd=None):
     """A fuzzer in a process of its own, without this run's coverage."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     command = [sys.executable, *([code] if isinstance(code, Path) else ["-c", code]), *options]
@@ -51,7 +52,7 @@ def test_the_corpus_is_small_and_holds_nothing_twice():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_minute_of_fuzzing_finds_nothing(tmp_path):
-    done = run(FUZZ / "run.py", "--minutes", "1", "--json", "--out", str(tmp_path))
+    done = run_apart(FUZZ / "run.py", "--minutes", "1", "--json", "--out", str(tmp_path))
     found = [path.read_text() for path in tmp_path.glob("*.txt")]
     assert not done.returncode and not [*tmp_path.iterdir()], (done.stdout, found)
     for row in json.loads(done.stdout):
@@ -101,7 +102,7 @@ for way in sys.argv[2].split():
 @pytest.mark.skipif(os.name != "posix", reason="readers run in forks")
 def test_each_kind_of_fault_is_found_kept_and_fails_the_run(tmp_path):
     ways = ["chance", *(["coverage"] if find_spec("atheris") else [])]
-    done = run(FAULTY, str(FUZZ), " ".join(reversed(ways)), cwd=tmp_path)
+    done = run_apart(FAULTY, str(FUZZ), " ".join(reversed(ways)), cwd=tmp_path)
     assert not done.returncode, done.stderr
     tables = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     kinds = dict(clip="crash", captions="crash", shards="crash", dialogues="hang", adapter="peak")
@@ -116,10 +117,13 @@ def test_each_kind_of_fault_is_found_kept_and_fails_the_run(tmp_path):
         assert rows["clip"]["crashes"] == 1 < rows["clip"]["executions"]  # a place in the code once
 
 
-def test_a_finding_is_replayed_by_its_file(tmp_path):
+def test_a_finding_is_replayed_by_its_file(tmp_path, capsys):
     (tmp_path / "dialogues-crash-1").write_text("[]")
-    done = run(FUZZ / "run.py", "--replay", str(tmp_path / "dialogues-crash-1"))
-    assert not done.returncode and "no fault" in done.stdout
+    fuzzer.replay(tmp_path / "dialogues-crash-1")
+    assert "no fault" in capsys.readouterr().out
+    (tmp_path / "nobody-crash-1").touch()
+    with pytest.raises(SystemExit, match="does not begin with the name of a reader"):
+        fuzzer.replay(tmp_path / "nobody-crash-1")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
