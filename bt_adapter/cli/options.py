@@ -12,8 +12,8 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples',
            'Ask', 'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
            'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least',
-           'check_level', 'check_clip_path', 'check_one_clip', 'check_file', 'check_activation', 'check_tuning',
-           'check_reader_name', 'check_adapter', 'check_video', 'check_format', 'check_out', 'option', 'choice']
+           'check_clip_path', 'check_one_clip', 'check_file', 'check_activation', 'check_tuning', 'check_reader_name',
+           'check_adapter', 'check_video', 'check_level', 'check_format', 'check_out', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -45,14 +45,6 @@ def at_least(least: int, **values: int | None):
     for name, value in values.items():
         if value is not None and value < least:
             raise ValueError(f"--{name} must be {least} or more, not {value}")
-
-
-def check_level(level: int, data: Path | None = None):
-    "Raises ValueError for a level of Moving Shapes that is not there, or beside other data."
-    if level not in (1, 2):
-        raise ValueError(f"--level is 1 or 2, not {level}")
-    if level == 2 and data:
-        raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
 
 
 def check_clip_path(path: Path):
@@ -104,6 +96,14 @@ def check_video(name: str):
     here = (Path(name) / "tuned.safetensors").is_file()
     if not here and (Path(name).exists() or "/" not in name):
         check_adapter(name)
+
+# %% ../../nbs/workshop/cli/options.ipynb #9678222d
+def check_level(level: int, data: Path | None = None):
+    "Raises ValueError for a level of Moving Shapes that is not there, or beside other data."
+    if level not in (1, 2):
+        raise ValueError(f"--level is 1 or 2, not {level}")
+    if level == 2 and data:
+        raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
 
 # %% ../../nbs/workshop/cli/options.ipynb #4ab10002
 def check_format(path: Path, layout: str):

@@ -128,12 +128,11 @@ def adapter(
     if context.invoked_subcommand:
         return console.check_nothing_before(context)
     where = dict(data=data, format=layout, clips=clips, split=split, reader=reader, broken=broken)
-    where |= dict(level=level)
     held = dict(validation=validation, validation_split=validation_split)
     tower = dict(clip=clip, pretrained=pretrained, activation=activation)
     how = dict(preset=preset, steps=steps, epochs=epochs, batch=batch, chunk=chunk, ema=ema)
     how |= dict(precision=precision, store=store, views=views, workers=workers, seed=seed)
-    run_by = dict(out=out, resume=resume, save_every=save_every)
+    run_by = dict(out=out, resume=resume, save_every=save_every, level=level)
     asked = Pretraining(**run_by, **where, **held, **tower, **how)
     train_on_clips(asked) if asked.data else train_on_shapes(asked)
 
@@ -171,8 +170,8 @@ def train_on_shapes(asked: Pretraining):
     kept = dict(store=asked.store, resume=asked.resume, save_every=asked.save_every)
     rows = scenes.pretrain_moving_shapes(asked.out, clip, config, **kept, level=asked.level)
     if rows:
-        titles = ("validation, percent", "validation of two things, percent")
-        show({title: rows[i : i + 2] for title, i in zip(titles, range(0, len(rows), 2))})
+        two = {"validation of two things, percent": rows[2:]} if asked.level == 2 else {}
+        show({"validation, percent": rows[:2]} | two)
     tell(f"saved to {asked.out}")
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #07d095b5
