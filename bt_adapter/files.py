@@ -95,6 +95,8 @@ def check_folder_place(folder: str | Path):
     folder = Path(folder)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     told = f"{folder} cannot be made a folder for results"
+    if str(folder).encode(errors="replace") != os.fsencode(folder):
+        raise ValueError(f"{told}: its name is no UTF-8, and no weights can be kept under it")
     if not there.is_dir():
         raise ValueError(f"{told}: {there} is a file")
     try:

@@ -15,7 +15,6 @@ from tempfile import TemporaryFile
 # %% ../../nbs/workshop/cli/demo.ipynb #9a005052
 from . import options
 from .console import command, loading, note, run, sentence, show
-from ..evaluation import check_needs
 
 # %% ../../nbs/workshop/cli/demo.ipynb #54203126
 def check_picture(path: Path):
@@ -94,7 +93,7 @@ def check_demo(clips: list[Path], adapter: str, picture: Path, reader: str):
     options.check_reader_name(reader)
 
 # %% ../../nbs/workshop/cli/demo.ipynb #69f2bf94
-@app.command(former={"--model": "--adapter"})
+@app.command(former={"--model": "--adapter"}, needs={"overwrite": "write_samples"})
 def demo(
     clips: options.ClipPaths = None,
     captions: options.Captions = None,
@@ -106,7 +105,6 @@ def demo(
     reader: options.Reader = "pyav",
 ):
     "Encode clips with frozen CLIP and with BT-Adapter, and compare."
-    check_needs(dict(overwrite="write_samples"), ["overwrite"] * (overwrite and not samples))
     if samples:
         others = dict(CLIPS=clips, captions=captions, json=as_json)
         if given := [name for name, value in others.items() if value]:

@@ -70,11 +70,10 @@ def evaluate(
     "Find clips by caption and captions by clip, or name what happens, beside the frozen CLIP."
     models = dict(adapters=adapters or (), released=released or (), gates=gates, heads=heads)
     models |= dict(clip=clip, pretrained=pretrained, activation=activation, device=device)
-    where = dict(data=data, format=layout, clips=clips, split=split, limit=limit, skip=skip)
-    where |= dict(level=level)
+    where = dict(data=data, format=layout, clips=clips, level=level, split=split, limit=limit)
     how = dict(settings=settings, frames=frames, tokens=tokens, classes=classes, ties=ties)
     how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, reader=reader)
-    kept = dict(csv=table, queries=queries, overwrite=overwrite, keep=keep)
+    kept = dict(csv=table, queries=queries, overwrite=overwrite, keep=keep, skip=skip)
     tell_results(Evaluation(**models, **where, **how, **kept), as_json)
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #b371cec0

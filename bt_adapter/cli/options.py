@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', 'STUDIES', 'READERS', 'TIES', 'PRECISIONS',
-           'DEVICES', 'ACTIVATIONS', 'COUNT', 'ClipPaths', 'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out',
+           'DEVICES', 'ACTIVATIONS', 'MOST', 'COUNT', 'ClipPaths', 'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out',
            'PicturePath', 'Rows', 'Json', 'Device', 'ClipName', 'PretrainedTag', 'Activation', 'Data', 'Annotation',
            'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'Batch',
            'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery',
@@ -12,11 +12,11 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Gates', 'Heads', 'Level', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss',
            'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
            'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_level',
-           'check_clip_path', 'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties',
-           'check_precision_name', 'check_device_name', 'check_workers', 'check_activation', 'check_tuning',
-           'check_reader_name', 'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite',
-           'option', 'choice']
+           'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path',
+           'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name',
+           'check_device_name', 'check_workers', 'check_activation', 'check_tuning', 'check_reader_name',
+           'check_adapter', 'check_video', 'check_level', 'check_format', 'check_out', 'check_kept', 'finite', 'option',
+           'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -56,14 +56,6 @@ def at_least(least: int, **values: int | None):
     for name, value in values.items():
         if value is not None and value < least:
             raise ValueError(f"--{name} must be {least} or more, not {value}")
-
-
-def check_level(level: int, data: Path | None = None):
-    "Raises ValueError for a level of Moving Shapes that is not there, or beside other data."
-    if level not in (1, 2):
-        raise ValueError(f"--level is 1 or 2, not {level}")
-    if level == 2 and data:
-        raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
 
 
 def check_clip_path(path: Path):
@@ -153,6 +145,14 @@ def check_video(name: str):
     if not here and (Path(name).exists() or "/" not in name):
         check_adapter(name)
 
+# %% ../../nbs/workshop/cli/options.ipynb #9678222d
+def check_level(level: int, data: Path | None = None):
+    "Raises ValueError for a level of Moving Shapes that is not there, or beside other data."
+    if level not in (1, 2):
+        raise ValueError(f"--level is 1 or 2, not {level}")
+    if level == 2 and data:
+        raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
+
 # %% ../../nbs/workshop/cli/options.ipynb #4ab10002
 def check_format(path: Path, layout: str):
     "Raises ValueError unless there is an annotation of a known format."
@@ -190,7 +190,8 @@ def choice(names: Iterable[str]) -> str:
     return f"one of {', '.join(names)}"
 
 
-COUNT = dict(min=1, max=10**9)  # of anything
+MOST = dict(max=10**9)  # of anything
+COUNT = MOST | dict(min=1)
 
 
 ClipPaths = Annotated[
@@ -221,18 +222,16 @@ FormatName = Annotated[
 ]
 ClipFolder = option(Path, "folder of the clips, if not that of the annotations", "--clips")
 Split = option(str, "a part of the annotations, or of Moving Shapes: test or validation")
-Frames = option(
-    int, "of each clip; where there are --settings, instead of theirs", min=1, max=2**16
-)
+Frames = option(int, "of each clip; where there are --settings, instead of theirs", max=2**16)
 Workers = Annotated[int, typer.Option(min=0, help="processes that decode")]
 Reader = Annotated[str, typer.Option(help="of clips: pyav, or decord where it is exact")]
 
 # %% ../../nbs/workshop/cli/options.ipynb #b7591386
 Seed = Annotated[int, typer.Option(help="of everything random", min=0, max=2**32 - 1)]
-Steps = option(int, "training steps, instead of the preset's", **COUNT)
+Steps = option(int, "training steps, instead of the preset's", **MOST)
 Epochs = option(int, "over the data, instead of steps", **COUNT)
-Batch = option(int, "clips in a batch, of all processes together", **COUNT)
-Chunk = option(int, "clips of a batch at a time, to save memory", **COUNT)
+Batch = option(int, "clips in a batch, of all processes together", **MOST)
+Chunk = option(int, "clips of a batch at a time, to save memory", **MOST)
 Precision = option(str, "fp32, bf16 or fp16")
 Ema = option(float, "save a running mean of this decay", min=0, max=1, callback=finite)
 Store = option(Path, "folder for frozen states")
@@ -270,11 +269,11 @@ Released = option(
 Gates = Annotated[
     bool, typer.Option(help="use the gates of released weights, or not, as the authors' configs")
 ]
-Heads = option(int, "attention heads of a released CLIP, if they are not 64 wide", **COUNT)
+Heads = option(int, "attention heads of a released CLIP, if they are not 64 wide", **MOST)
 Level = Annotated[int, typer.Option(help="of Moving Shapes: 1, or 2 with two things in a clip")]
-Limit = option(int, "how many clips, from the first; by default all", **COUNT)
+Limit = option(int, "how many clips, from the first; by default all", **MOST)
 Settings = Annotated[str, typer.Option(help="frames, tokens and crop as in 'paper' or 'released'")]
-Tokens = option(int, "longest caption in tokens, instead of the settings'", min=3, max=2**16)
+Tokens = option(int, "longest caption in tokens, instead of the settings'", max=2**16)
 Classes = option(Path, "classes, a line each: label, or label, tab, words")
 Prompts = option(list[str], "a phrase with {} for the class; several are averaged")
 Ties = Annotated[str, typer.Option(help="'against' the model, or counted as 'released'")]
@@ -284,7 +283,7 @@ Keep = option(Path, "folder for embeddings, to go on where a run was stopped")
 Skip = Annotated[bool, typer.Option("--skip", help="leave out clips missing or unreadable")]
 Outside = Annotated[bool, typer.Option("--outside", help="pack clips outside their folder, too")]
 Quick = Annotated[bool, typer.Option("--quick", help="one seed, two steps: every row runs")]
-Seeds = option(int, "how many; 5, or 1 if quick", **COUNT)
+Seeds = option(int, "how many; 5, or 1 if quick", **MOST)
 Tables = option(list[str], f"only these tables: {', '.join(STUDIES)}", "--table")
 
 # %% ../../nbs/workshop/cli/options.ipynb #a5ed1ffc

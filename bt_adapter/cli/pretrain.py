@@ -146,12 +146,12 @@ def adapter(
         return console.check_nothing_before(context)
     check_given(console.given_options(context))
     where = dict(data=data, format=layout, clips=clips, split=split, reader=reader, broken=broken)
-    where |= dict(level=level)
     held = dict(validation=validation, validation_split=validation_split)
     tower = dict(clip=clip, pretrained=pretrained, activation=activation)
     how = dict(preset=preset, steps=steps, epochs=epochs, batch=batch, chunk=chunk, ema=ema)
     how |= dict(precision=precision, store=store, views=views, workers=workers, seed=seed)
     run_by = dict(out=out, resume=resume, overwrite=overwrite, wait=wait, save_every=save_every)
+    run_by |= dict(level=level)
     asked = Pretraining(**run_by, **where, **held, **tower, **how)
     train_on_clips(asked) if asked.data else train_on_shapes(asked)
 
@@ -193,8 +193,8 @@ def train_on_shapes(asked: Pretraining):
     kept = {name: getattr(asked, name) for name in names}
     rows = scenes.pretrain_moving_shapes(asked.out, clip, config, **kept)
     if rows:
-        titles = ("validation, percent", "validation of two things, percent")
-        show({title: rows[i : i + 2] for title, i in zip(titles, range(0, len(rows), 2))})
+        two = {"validation of two things, percent": rows[2:]} if asked.level == 2 else {}
+        show({"validation, percent": rows[:2]} | two)
     tell(f"saved to {asked.out}")
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #07d095b5
