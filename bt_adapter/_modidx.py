@@ -1562,6 +1562,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'bt_adapter.pretrain._fitting': ('workshop/pretrain.html#_fitting', 'bt_adapter/pretrain.py'),
                                      'bt_adapter.pretrain._listed': ('workshop/pretrain.html#_listed', 'bt_adapter/pretrain.py'),
                                      'bt_adapter.pretrain._of_all': ('workshop/pretrain.html#_of_all', 'bt_adapter/pretrain.py'),
+                                     'bt_adapter.pretrain._signature': ('workshop/pretrain.html#_signature', 'bt_adapter/pretrain.py'),
                                      'bt_adapter.pretrain.caption_features': ( 'workshop/pretrain.html#caption_features',
                                                                                'bt_adapter/pretrain.py'),
                                      'bt_adapter.pretrain.check_apart': ('workshop/pretrain.html#check_apart', 'bt_adapter/pretrain.py'),
