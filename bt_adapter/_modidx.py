@@ -526,6 +526,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'bt_adapter.cli.demo': { 'bt_adapter.cli.demo.check_demo': ('workshop/cli/demo.html#check_demo', 'bt_adapter/cli/demo.py'),
                                      'bt_adapter.cli.demo.check_picture': ( 'workshop/cli/demo.html#check_picture',
                                                                             'bt_adapter/cli/demo.py'),
+                                     'bt_adapter.cli.demo.check_samples': ( 'workshop/cli/demo.html#check_samples',
+                                                                            'bt_adapter/cli/demo.py'),
                                      'bt_adapter.cli.demo.demo': ('workshop/cli/demo.html#demo', 'bt_adapter/cli/demo.py'),
                                      'bt_adapter.cli.demo.main': ('workshop/cli/demo.html#main', 'bt_adapter/cli/demo.py'),
                                      'bt_adapter.cli.demo.read_captions': ( 'workshop/cli/demo.html#read_captions',
