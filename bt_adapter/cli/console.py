@@ -292,7 +292,7 @@ def command(what: str) -> Program:
     look = dict(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     return Program(help=what, cls=Group, **look)
 
-
+# %% ../../nbs/workshop/cli/console.ipynb #2e45dfc6
 def dashed_file(arguments: list[str]) -> str | None:
     "An argument that looks like an option and is the name of a file."
     before = arguments[: arguments.index("--")] if "--" in arguments else arguments
