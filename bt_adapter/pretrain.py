@@ -272,6 +272,12 @@ def _files(examples):
         return {str(example.id): example.path for example in examples}
     return {name: examples.folder / name for name in examples.names}
 
+
+def _signature(model, config, examples, views):
+    "What a run on a data set is."
+    data = f"{len(examples)} clips {_contents(examples)}, views: {views}"
+    return run_signature(model, config, data)
+
 # %% ../nbs/workshop/pretrain.ipynb #0f478478
 def _clip_source(run, clip, examples, config, store, views, workers, broken, reader):
     "Batches for `pretrain_clips`, and the report that their making fills."
@@ -304,14 +310,17 @@ def _clip_source(run, clip, examples, config, store, views, workers, broken, rea
     return source, lambda: report
 
 # %% ../nbs/workshop/pretrain.ipynb #7cd2a46d
-def _of_all(report):
-    "The reports of all processes as one."
+def _of_all(report, run):
+    "The reports of all processes as one, which is written to the run's folder."
     from accelerate.utils import gather_object
 
     found = gather_object([report])
     tried, failed = (sum(getattr(r, name) for r in found) for name in ("tried", "failed"))
     broken = {path: reason for r in found for path, reason in r.broken.items()}
-    return replace(report, tried=tried, failed=failed, broken=broken)
+    whole = replace(report, tried=tried, failed=failed, broken=broken)
+    if run.main:
+        whole.write(run.folder / "broken.csv")
+    return whole
 
 
 def _fitting(config, clips, epochs, run, tell):
@@ -348,28 +357,24 @@ def pretrain_clips(
     from .datasets import TooManyBroken
 
     with Run(out, resume, save_every, overwrite=overwrite, wait=wait) as run:
-        clips = len(examples)
-        config = _fitting(config, clips, epochs, run, tell)
+        config, clips = _fitting(config, len(examples), epochs, run, tell), len(examples)
         torch.manual_seed(config.seed)
         model = BTAdapter(clip.to(run.accelerator.device), config.branch)
-        drawn = f"views: {views if store else 'ever new'}"
-        same = run_signature(model, config, f"{clips} clips {_contents(examples)}, {drawn}")
+        same = _signature(model, config, examples, views if store else "ever new")
         if run.finished(same):
             return None
         run.same_clips(_files(examples))
+        how = views, workers, broken, reader
         try:
-            how = views, workers, broken, reader
             source, reported = _clip_source(run, clip, examples, config, store, *how)
             run.go(model, source, config, same)
         except TooManyBroken as error:
             error.report.write(run.folder / "broken.csv")
             raise
-        report = _of_all(reported())
+        report = _of_all(reported(), run)
         if run.main:
-            report.write(run.folder / "broken.csv")
-        rows = judge(model) if run.main else []
-        counts = dict(clips=clips, tried=report.tried, failed=report.failed)
-        run.finish(model, config, same, **counts, validation=rows)
+            counts = dict(clips=clips, tried=report.tried, failed=report.failed)
+            run.finish(model, config, same, **counts, validation=judge(model))
         return report
 
 # %% ../nbs/workshop/pretrain.ipynb #0670b52c

@@ -169,7 +169,7 @@ model = BTAdapter.from_pretrained("{repository}")
 ```
 """
 
-
+# %% ../nbs/workshop/pretrained.ipynb #4365ae54
 def names_alone(backbone: dict) -> dict:
     "What is said of a CLIP, with the last name of what is a path on this machine."
     here = {n: v for n, v in backbone.items() if v and Path(os.path.expanduser(v)).exists()}

@@ -24,7 +24,6 @@ from .backbone import FrozenCLIP
 from .files import read_json, write_whole
 from .folders import make_folder
 from .precision import fast_copy
-from .stamps import file_stamp
 
 # %% ../nbs/workshop/store.ipynb #bc13c2aa
 def frozen_states(

@@ -386,11 +386,11 @@ def run_signature(model: BTAdapter, config: PretrainConfig, data: str) -> dict[s
     settings = {name: json.dumps(value) for name, value in asdict(config).items()}
     return dict(backbone=model.clip.fingerprint, data=data) | settings
 
-# %% ../nbs/workshop/trainer.ipynb #8a076903
+# %% ../nbs/workshop/trainer.ipynb #76f8f0a9
 RUN_FILES = (*ADAPTER, CARD, "log.csv", "broken.csv", "losses.png", "gates.png", "tensorboard")
 RUN_FILES += ("checkpoint.pt", "checkpoint.before.pt", "clips.json")
 
-
+# %% ../nbs/workshop/trainer.ipynb #8a076903
 class Run:
     "A training run in a folder, in which nobody else writes meanwhile: `with Run(folder) as run`."
 

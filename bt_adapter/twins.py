@@ -19,7 +19,6 @@ from .moving_shapes import (
     MOTIONS,
     Scene,
     caption,
-    meetings_of,
     motion_named,
     motion_split,
     motions_of,

@@ -30,10 +30,10 @@ def check_files(asked: Evaluation):
     if asked.data:
         options.check_format(asked.data, asked.format)
 
-# %% ../../nbs/workshop/cli/evaluate.ipynb #811e8041
+# %% ../../nbs/workshop/cli/evaluate.ipynb #eec33f99
 OTHERS = {name: other for name, other in NEEDS.items() if name != "clips"}  # has its own sentence
 
-
+# %% ../../nbs/workshop/cli/evaluate.ipynb #811e8041
 @app.command(former={"--videos": "--clips"}, needs=OTHERS)
 def evaluate(
     adapters: options.AdapterPaths = None,

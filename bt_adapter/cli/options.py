@@ -76,7 +76,7 @@ def check_file(path: Path):
     if not path.exists():
         raise ValueError(f"There is no file {path}.")
 
-
+# %% ../../nbs/workshop/cli/options.ipynb #beeb0ece
 def check_template(name: str | None):
     "Raises ValueError if no template has this name."
     if name is not None and name not in TEMPLATES:
@@ -113,7 +113,7 @@ def check_workers(workers: int):
     if workers > most:
         raise ValueError(f"--workers {workers} are too many for this machine: {most} at most")
 
-
+# %% ../../nbs/workshop/cli/options.ipynb #585e078b
 def check_activation(name: str | None):
     "Raises ValueError if it is neither of the two."
     if name is not None and name not in ACTIVATIONS:

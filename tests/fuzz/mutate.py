@@ -1,5 +1,6 @@
 """Changes of an input: bytes anywhere, and changes that get past a header or a checksum."""
 
+import hashlib
 import io
 import json
 import struct
@@ -302,7 +303,20 @@ def adapter(data: bytes, rng: Random) -> bytes:
     settings, weights = split_pair(data)
     if rng.random() < 0.5:
         return join_pair(json_tree(settings, rng), weights)
-    return join_pair(settings, safetensors(weights, rng))
+    changed = safetensors(weights, rng)
+    if rng.random() < 0.9:  # else every change would end at the hash
+        settings = rehashed(settings, changed)
+    return join_pair(settings, changed)
+
+
+def rehashed(settings: bytes, weights: bytes) -> bytes:
+    """The settings of an adapter with the hash of these weights, if they have one."""
+    try:
+        found = json.loads(settings)
+        found["sha256"] = hashlib.sha256(weights).hexdigest()
+    except (ValueError, TypeError, RecursionError):
+        return settings
+    return json.dumps(found).encode()
 
 
 # ---------- containers
