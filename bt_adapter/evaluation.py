@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'OF_DATA', 'NEEDS', 'LEAST', 'check_prompts', 'check_given_file', 'check_needs', 'check_tower',
-           'Evaluation']
+           'check_level', 'Evaluation']
 
 # %% ../nbs/workshop/evaluation.ipynb #a644c6ba
 from collections.abc import Collection, Mapping, Sequence
@@ -56,6 +56,14 @@ def check_tower(name: str | None, pretrained: str | None):
     if name and whole and pretrained:
         raise ValueError(f"{name} has weights of its own: leave out --pretrained {pretrained}")
 
+
+def check_level(level: int, data: Path | None = None):
+    "Raises ValueError for a level of Moving Shapes that is not there, or beside other data."
+    if level not in (1, 2):
+        raise ValueError(f"--level is 1 or 2, not {level}")
+    if level == 2 and data:
+        raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
+
 # %% ../nbs/workshop/evaluation.ipynb #d8df787a
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -104,10 +112,7 @@ class Evaluation:
             )
         check_needs(NEEDS, given)
         check_tower(self.clip, self.pretrained)
-        if self.level not in (1, 2):
-            raise ValueError(f"--level is 1 or 2, not {self.level}")
-        if self.level == 2 and self.data:
-            raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
+        check_level(self.level, self.data)
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

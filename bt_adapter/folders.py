@@ -68,13 +68,14 @@ def check_place(
     "Raises ValueError where a command must not write."
     check_alone(folder)
     cut_off = [name for name in begun if (folder / name).exists()]
+    foreign = not_ours(folder, names)
     if cut_off and not (resume or overwrite):
+        anew = "" if foreign else "or --overwrite to begin anew, "
         raise ValueError(
             f"{folder} holds the checkpoint of a run that was cut off: add --resume to go on "
-            "with it, or --overwrite to begin anew, or choose another folder."
+            f"with it, {anew}or choose another folder."
         )
-    foreign = [] if resume and cut_off else not_ours(folder, names)
-    if foreign:
+    if foreign and not (resume and cut_off):
         raise ValueError(
             f"{folder} holds {foreign[0]}, and nothing says that this package wrote it: it stays "
             "as it is; choose another folder, or move it away."
@@ -82,7 +83,7 @@ def check_place(
     if (folder / result).exists() and not (resume or overwrite):
         raise ValueError(
             f"{folder} holds a finished result, {result}: add --overwrite to replace it, or choose "
-            "another folder; a run that was cut off would be gone on with by --resume."
+            "another folder."
         )
 
 # %% ../nbs/workshop/folders.ipynb #34feddd1
@@ -139,7 +140,7 @@ def _take_over(folder):
     if there or not is_alive(who["process"]):
         ended = "may still be at work there: stop it then" if there else "did not end by itself"
         told = f"process {who['process']} on {who.get('host')} had {folder}, and {ended}"
-        warnings.warn(f"{told}; the folder is taken over", stacklevel=4)
+        warnings.warn(f"{told}; the folder is taken over", stacklevel=2)
 
 
 @contextmanager
@@ -152,6 +153,7 @@ def holding(
     make_folder(folder)
     with _locked(folder):
         _take_over(folder)
+        foreign = not_ours(folder, names)  # a checkpoint that is tried may turn out to be another's
         clear_parts(folder, names)
         mine = dict(process=os.getpid(), host=socket.gethostname())
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -159,7 +161,8 @@ def holding(
         try:
             yield
         finally:
-            if has_card(folder) or not any((folder / name).exists() for name in names):
+            begun = any((folder / name).exists() for name in names)
+            if has_card(folder) or foreign or not begun:
                 claim.unlink(missing_ok=True)
             else:  # what was begun is ours, and nobody is at it
                 write_whole(claim, json.dumps(dict(mine, process=None)).encode())

@@ -144,9 +144,6 @@ class PlainCLIP(nn.Module):
 MOST_MERGES = 2**24  # bytes of the merges, unpacked: CLIP's own have 3 million
 
 
-MOST_MERGES = 2**24  # bytes, unpacked; CLIP's own merges are a fifth of it
-
-
 def byte_characters() -> dict[int, str]:
     "A visible character for each byte, in the order of open_clip's numbers."
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]

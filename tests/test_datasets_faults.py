@@ -288,6 +288,8 @@ def test_a_bad_sample_of_a_shard_costs_itself_and_is_named(name, tmp_path, clip)
         loader(ClipDataset(Shards(tmp_path), SIZE, 2), 3, clip.tokenizer, share=0.5)
     )
     assert got == NAMES and [*broken] == [f"{tmp_path}/0.tar/bad.mp4"]
+    (reason,) = broken.values()
+    assert not reason.endswith("..")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,7 +13,9 @@ import torch
 from test_files import contents, ended
 
 from bt_adapter import folders
+from bt_adapter.cli.console import told_by_us
 from bt_adapter.folders import CLAIM, LOCK, check_place, holding, not_ours
+from bt_adapter.runs import load_checkpoint
 from bt_adapter.trainer import RUN_FILES, Run
 
 FOREIGN = ["log.csv", "losses.png", "broken.csv", "training.json", "checkpoint.before.pt"]
@@ -31,6 +33,22 @@ def test_what_is_not_ours_stays(name, how, tmp_path):
         told = "that was cut off" if cut_off and not how else f"holds {name}, and nothing says"
         with pytest.raises(ValueError, match=told):
             Run(tmp_path, **how)
+    assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_of_others_that_is_tried_makes_nothing_ours(tmp_path):
+    for name in ("checkpoint.pt", "log.csv"):
+        (tmp_path / name).write_text("1,2\n3,4\n")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"cut off: add --resume to go on with it, or choose"):
+        Run(tmp_path)
+    with (
+        pytest.raises(ValueError, match="no checkpoint of this package"),
+        Run(tmp_path, resume=True) as run,
+    ):
+        load_checkpoint(run.checkpoint, {})
+    with pytest.raises(ValueError, match=r"holds log\.csv, and nothing says"):
+        Run(tmp_path, overwrite=True)
     assert contents(tmp_path) == before
 
 
@@ -86,11 +104,10 @@ def test_two_at_once_are_refused_and_a_killed_one_is_taken_over(tmp_path):
     assert (tmp_path / LOCK).exists() and (tmp_path / "log.csv").read_text() == "step"
     process.kill()
     process.wait()
-    with (
-        pytest.warns(UserWarning, match=f"process {process.pid} .*did not end by itself"),
-        Run(tmp_path),
-    ):
+    killed = f"process {process.pid} .*did not end by itself"
+    with pytest.warns(UserWarning, match=killed) as told, Run(tmp_path):
         assert json.loads((tmp_path / CLAIM).read_text())["process"] == os.getpid()
+    assert all(told_by_us(one.category, one.filename) for one in told)
     assert not (tmp_path / LOCK).exists()
     Run(tmp_path)  # its log is known as ours
 

@@ -151,7 +151,7 @@ gallery         --scenes           |                   | 3          | {COUNT}
 gallery         --overwrite        |                   | -          |
 """
 TOGETHER = {  # what does not fit together, and the word that says so
-    "pretrain --clip moving-shapes --pretrained x": "--pretrained",
+    "pretrain --clip moving-shapes --pretrained x": "leave out --pretrained",
     "pretrain --clip . --pretrained x": "--pretrained",
     "evaluate --released file --clip . --pretrained x": "--pretrained",
     "demo file --write-samples out": "--write-samples",

@@ -15,8 +15,7 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path',
            'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name',
            'check_device_name', 'check_workers', 'check_activation', 'check_tuning', 'check_reader_name',
-           'check_adapter', 'check_video', 'check_level', 'check_format', 'check_out', 'check_kept', 'finite', 'option',
-           'choice']
+           'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -144,14 +143,6 @@ def check_video(name: str):
     here = (Path(name) / "tuned.safetensors").is_file()
     if not here and (Path(name).exists() or "/" not in name):
         check_adapter(name)
-
-# %% ../../nbs/workshop/cli/options.ipynb #9678222d
-def check_level(level: int, data: Path | None = None):
-    "Raises ValueError for a level of Moving Shapes that is not there, or beside other data."
-    if level not in (1, 2):
-        raise ValueError(f"--level is 1 or 2, not {level}")
-    if level == 2 and data:
-        raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
 
 # %% ../../nbs/workshop/cli/options.ipynb #4ab10002
 def check_format(path: Path, layout: str):

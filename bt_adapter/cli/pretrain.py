@@ -16,7 +16,7 @@ from pathlib import Path
 # %% ../../nbs/workshop/cli/pretrain.ipynb #a7da9ecd
 from . import console, options
 from .console import command, loading, note, run, show
-from ..evaluation import check_needs, check_tower
+from ..evaluation import check_level, check_needs, check_tower
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #78a43dbc
 import typer
@@ -78,8 +78,8 @@ class Pretraining:
 
     def __post_init__(self):
         given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        check_given(given)
-        options.check_level(self.level, self.data)
+        check_given([*given, "clip"])  # the default may have been given
+        check_level(self.level, self.data)
         check_recipe(self.recipe, self.changes)
         options.check_out(self.out, self.store)
         check_tower(self.clip, self.pretrained)
@@ -328,7 +328,7 @@ def small_clip(
 ):
     "Train the small CLIP on pictures of Moving Shapes."
     options.at_least(1, steps=steps)
-    options.check_level(level)
+    check_level(level)
     options.check_out(out)
     with loading("training the CLIP of Moving Shapes"):
         from ..progress import Steps
@@ -337,7 +337,7 @@ def small_clip(
         tell_loss = lambda step, loss: bar.add(f"loss {loss:.3f}")  # noqa: E731
         kept = dict(overwrite=overwrite, level=level)
         figures = pretrain_small_clip(out, steps, seed, tell_loss, **kept)
-    show({"small CLIP": [{name: str(value) for name, value in figures.items()}]})
+    show({"small CLIP": [{name: f"{value:.3g}" for name, value in figures.items()}]})
     print(f"saved to {out}")
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #373d4f34

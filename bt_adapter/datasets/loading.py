@@ -212,7 +212,7 @@ class BrokenClip(ClipError):
         self.path, self.reason = path, reason
 
     def __str__(self):
-        return f"Cannot read {self.path}: {self.reason}."
+        return f"Cannot read {self.path}: {self.reason.rstrip('.')}."
 
 
 class ReadClip(NamedTuple):
