@@ -288,15 +288,18 @@ def headlines(results: dict[str, list[dict]]) -> list[str]:
     return lines
 
 # %% ../nbs/workshop/demo.ipynb #8ea31a47
-def notes(model: BTAdapter, captions: list[str]) -> list[str]:
+def notes(
+    model: BTAdapter,
+    captions: list[str],
+    own: bool = True,  # are there clips that did not come with the package?
+) -> list[str]:
     "What to know before believing percentages for clips of one's own."
     found = [] if captions else ["give --captions to rank sentences for these clips"]
-    if model.clip.name == "moving-shapes":
-        strange = ", ".join(unknown_words(captions))
-        words = f" and words ({strange})" if strange else ""
-        found.append(
-            f"this CLIP has seen Moving Shapes only; of other clips{words} it knows nothing"
-        )
+    strange = ", ".join(unknown_words(captions))
+    others = [*["clips"] * own, *[f"words ({strange})"] * bool(strange)]
+    if model.clip.name == "moving-shapes" and others:
+        told = f"of other {' and '.join(others)} it knows nothing"
+        found.append(f"this model knows only Moving Shapes; {told}")
     return found
 
 # %% ../nbs/workshop/demo.ipynb #c1e39f07

@@ -173,8 +173,15 @@ def _board(folder, start):
 class RunLog:
     "What a run shows and keeps of each step: log.csv, TensorBoard and a progress bar."
 
-    def __init__(self, folder: Path, what: str, steps: int, start: int = 0):
-        self.path, old = folder / "log.csv", read_log(folder / "log.csv")
+    def __init__(
+        self,
+        folder: Path,
+        what: str,  # in front of the bar
+        steps: int,
+        start: int = 0,  # the first of them that is taken now
+        counted: str = "clips",  # what a step has a number of
+    ):
+        self.counted, self.path, old = counted, folder / "log.csv", read_log(folder / "log.csv")
         rows = [row for row in zip(*old.values()) if row[0] < start]
         lines = [",".join(old), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
         write_whole(self.path, "".join(f"{line}\n" for line in lines if rows).encode())
@@ -190,10 +197,10 @@ class RunLog:
             part.close()
 
     def add(self, step: int, clips: int, loss: float, figures: dict[str, float]):
-        "A row: the step, the loss, other figures, clips per second."
+        "A row: the step, the loss, other figures, clips (or what is counted) per second."
         now = time.monotonic()
         rate, self.last = clips / max(now - self.last, 1e-9), now
-        row = dict(step=step, loss=loss) | figures | {"clips/s": rate}
+        row = dict(step=step, loss=loss) | figures | {f"{self.counted}/s": rate}
         if not self.file.tell():
             self.file.write(",".join(row) + "\n")
         self.file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
@@ -201,7 +208,7 @@ class RunLog:
         if self.board:
             for name, value in row.items():
                 self.board.add_scalar(name, value, step)
-        self.bar.add(f"loss {loss:.3f}, {rate:.0f} clips/s")
+        self.bar.add(f"loss {loss:.3f}, {rate:.0f} {self.counted}/s")
 
 # %% ../nbs/workshop/runs.ipynb #562d08b2
 def save_curves(folder: Path, pictures: dict[str, list[str]]):

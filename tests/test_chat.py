@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 import typing
@@ -899,6 +900,31 @@ def test_the_command_asks_and_answers(monkeypatch, tmp_path, capsys):
     assert run.exit_code == 0 and "too long" in run.output
     run = CliRunner().invoke(command.app, [clip, *options, "--ask", ""])
     assert isinstance(run.exception, ValueError)
+
+
+@pytest.mark.parametrize("place", ["samples", "own"])
+def test_the_small_model_tells_that_it_knows_one_world(place, monkeypatch, tmp_path, capsys):
+    from bt_adapter.backbone import samples_folder
+    from bt_adapter.cli import chat as command
+
+    shipped = samples_folder() / "clips/left.mp4"
+    own = Path(shutil.copy(shipped, tmp_path / "own.mp4"))
+    (tmp_path / "link.mp4").symlink_to(shipped)
+    clips = dict(samples=[shipped, tmp_path / "link.mp4"], own=[own])[place]
+    Path(tmp_path / "small").mkdir()
+    (tmp_path / "small/projector.safetensors").touch()
+    monkeypatch.setattr(chat, "load_chat", lambda *_: (None, None))
+    monkeypatch.setattr(chat, "VideoChat", lambda *_, **__: None)
+    monkeypatch.setattr(command, "answer", lambda chat, question: print("left"))
+    for clip in clips:
+        for model in "moving-shapes", str(tmp_path / "small"):
+            command.talk(clip, ask=["What?", "Why?"], model=model)
+            out, err = capsys.readouterr()
+            assert out == "left\nleft\n" and err.count("knows only Moving Shapes") == (
+                place == "own"
+            )
+        command.talk(clip, ask=["What?"], model="a/llava", video="mean")
+        assert "Moving Shapes" not in capsys.readouterr().err
 
 
 def test_plug_is_a_function_and_a_module():

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -270,6 +271,22 @@ def test_the_card_tells_the_figures():
     model = BTAdapter.from_pretrained("moving-shapes")
     assert weights_hash(model.branch) in {row["weights"] for row in rows}
     assert model.clip.fingerprint in {row["fingerprint"] for row in rows}
+
+
+def test_clips_of_another_world_are_told(run, tmp_path):
+    shipped, own = str(CLIPS / "left.mp4"), str(tmp_path / "own.mp4")
+    shutil.copy(shipped, own)
+    known, strange = ["--captions", "a star grows"], ["--captions", "a dog rides"]
+    told = {
+        (shipped, *known): "",
+        (shipped, *strange): "of other words (dog, rides)",
+        (own, *known): "of other clips it",
+        (shipped, own, *strange): "of other clips and words (dog, rides)",
+    }
+    for arguments, words in told.items():
+        status, out, err = run(*arguments, "--json")
+        assert status == 0 and words in err and json.loads(out)
+        assert err.count("this model knows only Moving Shapes") == bool(words)
 
 
 def test_links_of_the_first_page_lead_somewhere():

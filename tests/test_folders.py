@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from test_files import contents, ended
 
 from bt_adapter import folders
@@ -224,26 +223,31 @@ def test_what_killed_shards_leave_is_swept_away(tmp_path):
 def test_the_small_clip_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     from bt_adapter import scenes, small_clip
 
-    def stop(step, loss):
+    def stop(*_):
         raise KeyboardInterrupt
 
-    quick = dict(static_recall=lambda clip: 0.5, opposite_cosines=lambda *_: torch.ones(1))
-    for name, function in quick.items():
-        monkeypatch.setattr(scenes, name, function)
-    monkeypatch.setattr(small_clip, "clip_loss", lambda model, *_: model.logit_scale.exp())
+    def of_the_clip(folder):
+        names = (*small_clip.CLIP_FILES, "training.json")
+        return {name: what for name, what in contents(folder).items() if name in names}
+
+    scale = lambda model, *_: dict(contrast=model.logit_scale.exp())  # noqa: E731
+    monkeypatch.setattr(scenes, "clip_figures", lambda *_: {})
+    monkeypatch.setattr(small_clip, "clip_loss", scale)
     for name in ("stills", "trails"):
         monkeypatch.setattr(small_clip, name, lambda *_, **__: None)
     scenes.pretrain_small_clip(tmp_path, steps=1)
-    before = contents(tmp_path)
+    before = of_the_clip(tmp_path)
     assert set(before) == {*small_clip.CLIP_FILES, "training.json"}
+    assert not [*tmp_path.glob("checkpoint*")]
     with pytest.raises(ValueError, match=r"a finished result, .*add --overwrite"):
         scenes.pretrain_small_clip(tmp_path, steps=1)
+    monkeypatch.setattr(scenes.RunLog, "add", stop)
     with pytest.raises(KeyboardInterrupt):
-        scenes.pretrain_small_clip(tmp_path, 2, 1, stop, overwrite=True)
-    assert contents(tmp_path) == before
+        scenes.pretrain_small_clip(tmp_path, 2, 1, overwrite=True)
+    assert of_the_clip(tmp_path) == before
     with pytest.raises(KeyboardInterrupt):
-        scenes.pretrain_small_clip(tmp_path / "new", 2, 1, stop)
-    assert not contents(tmp_path / "new")
+        scenes.pretrain_small_clip(tmp_path / "new", 2, 1)
+    assert not of_the_clip(tmp_path / "new")
 
 
 def test_a_file_of_a_process_that_ended_long_ago_is_no_lock(tmp_path):

@@ -358,7 +358,7 @@ def test_the_small_clip_of_level_2_has_a_word_for_standing_still(tmp_path):
     model = small_clip.new_clip(tmp_path, level=2)
     tokenize, rng = load_tokenizer(tmp_path), np.random.default_rng(0)
     pictures = small_clip.two_stills(rng, 1), small_clip.two_trails(rng, 1)
-    small_clip.two_loss(model, tokenize, *pictures).backward()
+    sum(small_clip.two_loss(model, tokenize, *pictures).values()).backward()
     assert all(p.grad.isfinite().all() for p in model.visual.parameters())
     longest = max(
         (world.caption(s, k) for s in GALLERIES["train"] for k in range(3)), key=len
@@ -419,9 +419,8 @@ def test_the_level_reaches_the_work(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrain, "train_on_shapes", stop("pretrain"))
     monkeypatch.setattr(zero_shot, "evaluate", stop("evaluate"))
-    monkeypatch.setattr(
-        scenes, "pretrain_small_clip", lambda *given: found.update(clip=given[-1]) or 1 / 0
-    )
+    stop_clip = lambda *_, level, **others: found.update(clip=level) or 1 / 0  # noqa: E731
+    monkeypatch.setattr(scenes, "pretrain_small_clip", stop_clip)
     for app, words in (pretrain.app, []), (evaluate.app, []), (pretrain.app, ["clip"]):
         CliRunner().invoke(app, [*words, "--level", "2"])
     assert found == dict(pretrain=2, evaluate=2, clip=2)

@@ -71,8 +71,10 @@ pretrain shards --outside          |                   | -          |
 pretrain clip   --out              |                   | out        | {FOLDER}
 pretrain clip   --seed             |                   | 0          | {INTEGER}
 pretrain clip   --steps            |                   | 3          | {COUNT}
-pretrain clip   --overwrite        |                   | -          |
 pretrain clip   --level            |                   | 2          | 0 3 x
+pretrain clip   --resume           |                   | -          |
+pretrain clip   --overwrite        |                   | -          |
+pretrain clip   --save-every       |                   | 3          | {COUNT}
 pretrain instruct --out            |                   | out        | {FOLDER}
 pretrain instruct --adapter        |                   | .          | nowhere
 pretrain instruct --seed           |                   | 0          | {INTEGER}

@@ -122,12 +122,13 @@ def demo(
     own = bool(clips or captions)
     with loading(None if as_json else STARTS):
         from .. import demo as library
+        from ..backbone import is_sample
         from ..branch import BTAdapter
         from ..video import list_clips, read_clip
     paths = list_clips(clips or library.sample_paths())
     model = BTAdapter.from_pretrained(adapter).eval()
     results = library.look(model, paths, words if own else None, reader)
-    for text in library.notes(model, words) if own else []:
+    for text in library.notes(model, words, not all(map(is_sample, paths))) if own else []:
         note(text)
     if not as_json:
         show(library.for_reading(results))

@@ -168,12 +168,12 @@ def tell_if_slow(precision: str | None):
         note("this processor is slow in bf16: --precision fp32 is the faster one here")
 
 
-BEGUN = ("checkpoint.pt", "checkpoint.before.pt", "adapter.json")
+BEGUN = ("checkpoint.pt", "checkpoint.before.pt")
 
 
-def tell_if_anew(out: Path, resume: bool):
+def tell_if_anew(out: Path, resume: bool, result: str = "adapter.json"):
     "A note where there is nothing to resume."
-    if resume and not any((out / name).is_file() for name in BEGUN):
+    if resume and not any((out / name).is_file() for name in (*BEGUN, result)):
         note(f"{out} holds no run that was cut off: this one starts from the beginning")
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #9eccd3cd
@@ -323,20 +323,20 @@ def small_clip(
     out: options.Out = Path("runs/clip"),
     seed: options.Seed = 0,
     steps: options.Steps = 500,
-    overwrite: options.Overwrite = False,
     level: options.Level = 1,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    save_every: options.SaveEvery = 50,
 ):
     "Train the small CLIP on pictures of Moving Shapes."
     options.at_least(1, steps=steps)
     check_level(level)
     options.check_out(out)
+    tell_if_anew(out, resume, "open_clip_config.json")
     with loading("training the CLIP of Moving Shapes"):
-        from ..progress import Steps
         from ..scenes import pretrain_small_clip
-    with Steps(steps, "training CLIP") as bar:
-        tell_loss = lambda step, loss: bar.add(f"loss {loss:.3f}")  # noqa: E731
-        kept = dict(overwrite=overwrite, level=level)
-        figures = pretrain_small_clip(out, steps, seed, tell_loss, **kept)
+    kept = dict(level=level, resume=resume, overwrite=overwrite, save_every=save_every)
+    figures = pretrain_small_clip(out, steps, seed, **kept)
     show({"small CLIP": [{name: f"{value:.3g}" for name, value in figures.items()}]})
     print(f"saved to {out}")
 

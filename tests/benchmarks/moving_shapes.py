@@ -69,10 +69,10 @@ def clip_step(rounds):
         return pictures if level == 1 else (*pictures, two(rng, 7), small_clip.two_trails(rng, 2))
 
     def step(pictures):
-        loss = small_clip.clip_loss(model, tokenize, *pictures[:2])
+        parts = small_clip.clip_loss(model, tokenize, *pictures[:2])
         if len(pictures) > 2:
-            loss = loss + small_clip.two_loss(model, tokenize, *pictures[2:])
-        loss.backward()
+            parts |= small_clip.two_loss(model, tokenize, *pictures[2:])
+        sum(parts.values()).backward()
 
     model.train().requires_grad_(True)
     kept = {level: drawn(level) for level in (1, 2)}
