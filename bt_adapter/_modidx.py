@@ -540,6 +540,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'bt_adapter/cli/console.py'),
                                         'bt_adapter.cli.console.loading': ( 'workshop/cli/console.html#loading',
                                                                             'bt_adapter/cli/console.py'),
+                                        'bt_adapter.cli.console.made_of': ( 'workshop/cli/console.html#made_of',
+                                                                            'bt_adapter/cli/console.py'),
                                         'bt_adapter.cli.console.note': ('workshop/cli/console.html#note', 'bt_adapter/cli/console.py'),
                                         'bt_adapter.cli.console.ours': ('workshop/cli/console.html#ours', 'bt_adapter/cli/console.py'),
                                         'bt_adapter.cli.console.own_messages': ( 'workshop/cli/console.html#own_messages',

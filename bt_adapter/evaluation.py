@@ -101,6 +101,7 @@ class Evaluation:
 
     def __post_init__(self):
         given = [f.name for f in fields(self) if getattr(self, f.name) not in (f.default, [])]
+        check_needs(NEEDS, given)
         named = self.clip and self.clip != "moving-shapes" and not Path(self.clip).is_dir()
         if named and not self.pretrained:
             raise ValueError(
@@ -110,7 +111,6 @@ class Evaluation:
             raise ValueError(
                 f"--clips is the folder of the clips; how many of them is --limit {self.clips}"
             )
-        check_needs(NEEDS, given)
         check_tower(self.clip, self.pretrained)
         check_level(self.level, self.data)
         for name, least in LEAST.items():

@@ -358,9 +358,11 @@ def test_pixels_that_are_no_numbers_are_told(method, value):
         getattr(clip, method)(frames, *[1] * (method == "layer_outputs"))
 
 
-def test_large_numbers_are_numbers():
+def test_large_numbers_are_numbers_up_to_what_a_pixel_can_be():
     clip = tiny_clip()
-    clip.layer_outputs(torch.full((1, 1, 3, 16, 16), 3e38), 1)  # their sum is infinite
+    with pytest.raises(ValueError, match=r"numbers from 3e\+38 to 3e\+38: no pixel"):
+        clip.layer_outputs(torch.full((1, 1, 3, 16, 16), 3e38), 1)
+    clip.layer_outputs(torch.full((1, 1, 3, 16, 16), 1e9), 1)
     clip.half().layer_outputs(torch.full((1, 1, 3, 16, 16), 6e4, dtype=torch.float16), 1)
 
 

@@ -12,7 +12,7 @@ from test_pretrain import TINY, end_of, equal
 from tiny_runs import Source, tiny_adapter
 
 from bt_adapter import trainer as engine
-from bt_adapter.instruct.loop import InstructConfig, optimizer_of, resume
+from bt_adapter.instruct.loop import InstructConfig, optimizer_of, resume, scaler_of
 from bt_adapter.runs import checkpoints, is_whole, load_checkpoint, save_checkpoint
 from bt_adapter.trainer import Trainer
 
@@ -216,7 +216,8 @@ def test_a_state_of_tuning_that_does_not_fit_is_one_sentence(how):
     named = {"a": torch.nn.Parameter(torch.ones(3))}
     optimizer = optimizer_of(named, config)
     good = dict(step=2, optimiser=optimizer.state_dict(), weights={"a": torch.zeros(3)})
-    assert resume(named, optimizer, copy.deepcopy(good), 4) == 2
+    scaler = scaler_of(named, torch.float32)
+    assert resume(named, optimizer, scaler, copy.deepcopy(good), 4) == 2
     bad = dict(
         shape=good | dict(weights={"a": torch.zeros(1)}),
         missing=good | dict(weights={}),
@@ -224,7 +225,7 @@ def test_a_state_of_tuning_that_does_not_fit_is_one_sentence(how):
         nothing={},
     )
     with pytest.raises(ValueError, match=r"^This state does not fit this run: (?!This)."):
-        resume(named, optimizer, bad[how], 4)
+        resume(named, optimizer, scaler, bad[how], 4)
 
 
 # Adapters

@@ -414,13 +414,14 @@ def test_faiss_finds_the_same(table, adapter, monkeypatch, capsys):
     arguments = [adapter, "--data", table / "plain.csv", "--frames", 2, "--faiss"]
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "faiss", None)
-        refused(patch, capsys, "FAISS is not installed: pip install faiss-cpu", *arguments)
+        missing = "FAISS is not installed: pip install faiss-cpu"
+        refused(patch, capsys, missing, *arguments, "--queries", table / "no.csv")
     pytest.importorskip("faiss")
     for name, options in ("with", arguments), ("without", arguments[:-1]):
         assert run(monkeypatch, *options, "--queries", table / f"{name}.csv") == 0
     assert (table / "with.csv").read_text() == (table / "without.csv").read_text()
     capsys.readouterr()
-    refused(monkeypatch, capsys, "--faiss belongs to --data", adapter, "--faiss")
+    refused(monkeypatch, capsys, "--faiss belongs to --queries", adapter, "--faiss")
 
 
 @pytest.mark.parametrize(
@@ -431,11 +432,14 @@ def test_faiss_finds_the_same(table, adapter, monkeypatch, capsys):
         (["--data", "plain.csv", "--settings", "mine"], "--settings must be paper or released"),
         (["--data", "plain.csv", "--clips", "gone"], "4 of 4 captions have no clip"),
         (["--data", "twice.csv"], "1 ids occur more than once, the first is x"),
-        (["--data", "plain.csv", "--classes", "classes.txt"], "these have none"),
-        (["--data", "plain.csv", "--ties", "kind"], "ties must be 'against' or 'released'"),
+        (["--data", "plain.csv", "--classes", "few.txt"], "these have none"),
+        (
+            ["--data", "plain.csv", "--ties", "kind"],
+            "--ties must be against or released, not 'kind'",
+        ),
         (["--data", "table.csv", "--classes", "few.txt"], "lacks 3 classes of the clips, such as"),
         (["--data", "table.csv", "--classes", "twice.txt"], "names a class more than once"),
-        (["--data", "table.csv", "--classes", "gone.txt"], "is no file of classes"),
+        (["--data", "table.csv", "--classes", "gone.txt"], "There is no file gone.txt"),
         (["--data", "table.csv", "--prompt", "a video"], "one {} for the name of the class"),
         (["--data", "plain.csv", "--csv", "plain.csv"], "has other columns"),
         (["--data", "plain.csv", "--queries", "gone/x.csv"], "a file in an existing folder"),

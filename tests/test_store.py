@@ -8,13 +8,13 @@ import pytest
 import torch
 from tiny import tiny_clip
 
+from bt_adapter.stamps import file_stamp
 from bt_adapter.store import (
     FeatureStore,
     Key,
     StoreSettings,
     choose_kept,
     entry_bytes,
-    file_stamp,
     frozen_states,
     kept_in,
     later_states,

@@ -122,7 +122,7 @@ def image_host(
             return read_host(place, dtype, revision)
         except Exception as error:  # hub, file system, json and torch each have their own
             away = reached is False and isinstance(error, OSError)
-            reason = OUT_OF_REACH if away else first_line(error)
+            reason = OUT_OF_REACH if away else first_line(error, longest=600)  # names of weights
             told = f"{name} cannot be loaded as an image chat model: {reason}"
             raise ValueError(told) from error
 

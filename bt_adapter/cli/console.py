@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_MEMORY', 'NoSuchOption', 'leave_at_once', 'be_quick_to_leave', 'take_care', 'loading', 'table', 'show', 'note',
            'ours', 'sentence', 'told_by_us', 'own_warnings', 'own_messages', 'spellings', 'command_lines',
-           'belongs_elsewhere', 'in_new_words', 'check_no_empty', 'given_options', 'Knowing', 'Command', 'Group',
-           'check_nothing_before', 'Program', 'command', 'dashed_file', 'run', 'run_shown']
+           'belongs_elsewhere', 'in_new_words', 'check_no_empty', 'given_options', 'made_of', 'Knowing', 'Command',
+           'Group', 'check_nothing_before', 'Program', 'command', 'dashed_file', 'run', 'run_shown']
 
 # %% ../../nbs/workshop/cli/console.ipynb #7aa687f5
 import json
@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -226,6 +227,13 @@ def given_options(ctx: typer.Context) -> set[str]:
     ]
     names = {name.lstrip("-").replace("-", "_") for p in given for name in p.opts[:1]}
     return names | {p.name for p in given if p.param_type_name == "argument"}
+
+
+def made_of(kind: type, given: dict, **renamed: str):
+    "A dataclass of what a command was given, its `locals()`; what is None stays by default."
+    named = {renamed.get(name, name): value for name, value in given.items()}
+    wanted = [f.name for f in fields(kind) if named.get(f.name) is not None]
+    return kind(**{name: named[name] for name in wanted})
 
 
 class Knowing:

@@ -7,7 +7,7 @@ __all__ = ['app', 'OTHERS', 'check_files', 'evaluate', 'tell_results', 'main']
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #2ecd6519
 from . import options
-from .console import command, loading, run, show
+from .console import command, loading, made_of, run, show
 from ..evaluation import NEEDS, Evaluation
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #80b7c4a1
@@ -68,13 +68,7 @@ def evaluate(
     as_json: options.Json = False,
 ):
     "Find clips by caption and captions by clip, or name what happens, beside the frozen CLIP."
-    models = dict(adapters=adapters or (), released=released or (), gates=gates, heads=heads)
-    models |= dict(clip=clip, pretrained=pretrained, activation=activation, device=device)
-    where = dict(data=data, format=layout, clips=clips, level=level, split=split, limit=limit)
-    how = dict(settings=settings, frames=frames, tokens=tokens, classes=classes, ties=ties)
-    how |= dict(prompt=prompt or (), faiss=faiss, batch=batch, workers=workers, reader=reader)
-    kept = dict(csv=table, queries=queries, overwrite=overwrite, keep=keep, skip=skip)
-    tell_results(Evaluation(**models, **where, **how, **kept), as_json)
+    tell_results(made_of(Evaluation, locals(), layout="format", table="csv"), as_json)
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #b371cec0
 def tell_results(asked: Evaluation, as_json: bool):

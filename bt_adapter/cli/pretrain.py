@@ -145,12 +145,7 @@ def adapter(
     if context.invoked_subcommand:
         return console.check_nothing_before(context)
     check_given(console.given_options(context))
-    where = dict(data=data, format=layout, clips=clips, split=split, reader=reader, broken=broken)
-    where |= dict(validation=validation, validation_split=validation_split, clip=clip, level=level)
-    how = dict(preset=preset, steps=steps, epochs=epochs, batch=batch, chunk=chunk, ema=ema)
-    how |= dict(precision=precision, store=store, views=views, workers=workers, seed=seed)
-    run_by = dict(resume=resume, overwrite=overwrite, wait=wait, save_every=save_every, out=out)
-    asked = Pretraining(**run_by, **where, **how, pretrained=pretrained, activation=activation)
+    asked = console.made_of(Pretraining, locals(), layout="format")
     train_on_clips(asked) if asked.data else train_on_shapes(asked)
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #4d8df014

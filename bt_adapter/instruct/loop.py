@@ -120,9 +120,8 @@ def train_parameters(
     make_folder(folder)
     path, optimizer = folder / "checkpoint.pt", optimizer_of(named, config)
     scaler = scaler_of(named, precision)
-    begun = any(place.is_file() for place in checkpoints(path))
-    found = load_checkpoint(path, run) if begun else {}
-    start = resume(named, optimizer, scaler, found, config.steps) if begun else 0
+    found = load_checkpoint(path, run) if any(map(Path.is_file, checkpoints(path))) else {}
+    start = resume(named, optimizer, scaler, found, config.steps) if found else 0
     scale, skipped = scaler.get_scale(), found.get("skipped", 0)
 
     def save(taken: int):
