@@ -132,6 +132,14 @@ def test_the_run_of_the_one_before_is_compared_and_nothing_is_deleted(tmp_path):
     assert path.is_file()
 
 
+def test_a_run_of_another_edition_is_told_as_such(tmp_path):
+    path = saved(tmp_path)
+    with pytest.raises(ValueError, match=r"another command or edition .*differ in ema, level: go"):
+        load_checkpoint(path, RUN | dict(ema="null", level="1"))
+    with pytest.raises(ValueError, match=r"another command or edition .*differ in seed: go"):
+        load_checkpoint(path, {})
+
+
 # A state that does not fit
 
 BAD = {
