@@ -8,9 +8,7 @@ __all__ = ['CARD', 'CLAIM', 'LOCK', 'ADAPTER', 'make_folder', 'has_card', 'not_o
 # %% ../nbs/workshop/folders.ipynb #499058a9
 import json
 import os
-import shlex
 import socket
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -156,8 +154,7 @@ def holding(
         foreign = not_ours(folder, names)  # a checkpoint that is tried may turn out to be another's
         clear_parts(folder, names)
         mine = dict(process=os.getpid(), host=socket.gethostname())
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        write_whole(claim, json.dumps(mine | dict(command=command)).encode())
+        write_whole(claim, json.dumps(mine).encode())
         try:
             yield
         finally:

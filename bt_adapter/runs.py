@@ -95,7 +95,12 @@ def load_checkpoint(path: Path, run: dict) -> dict:
         both = f", and so is {before.name}" if before.is_file() else ""
         raise ValueError(f"{path} is no checkpoint of this package, or is damaged{both}.")
     theirs, state = found
-    for name in run | theirs:
+    if strange := sorted(run.keys() ^ theirs.keys()):
+        raise ValueError(
+            f"{path} belongs to another run, of another command or edition of this package, which "
+            f"differ in {', '.join(strange)}: go on with that one, or choose another folder."
+        )
+    for name in run:
         if run.get(name) != theirs.get(name):
             raise ValueError(
                 f"{path} belongs to another run: its {name} is {theirs.get(name)!r}, here it is "

@@ -228,7 +228,7 @@ def given_options(ctx: typer.Context) -> set[str]:
     names = {name.lstrip("-").replace("-", "_") for p in given for name in p.opts[:1]}
     return names | {p.name for p in given if p.param_type_name == "argument"}
 
-
+# %% ../../nbs/workshop/cli/console.ipynb #7c41e9b1
 def made_of(kind: type, given: dict, **renamed: str):
     "A dataclass of what a command was given, its `locals()`; what is None stays by default."
     named = {renamed.get(name, name): value for name, value in given.items()}
