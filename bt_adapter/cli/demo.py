@@ -85,7 +85,7 @@ STARTS = "looking at the clips with frozen CLIP and with BT-Adapter"
 
 
 def draw_samples(folder: Path, overwrite: bool, **others):
-    "The shipped clips. Raises ValueError for what is given beside, and for a folder that cannot be."
+    "Write the shipped clips. Raises ValueError for what is given beside, and for a wrong folder."
     if given := [name for name, value in others.items() if value]:
         raise ValueError(f"--write-samples draws the shipped clips alone: leave {given[0]} out")
     options.check_out(folder / "clips")
