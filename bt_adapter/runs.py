@@ -121,7 +121,11 @@ def fitting_state(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{what} does not fit this run: {kind}{first_line(error)}") from error
+        said = f"it lacks {error}" if isinstance(error, KeyError) else kind + first_line(error)
+        raise ValueError(
+            f"{what} does not fit this run: {said}. Begin anew with --overwrite, or choose another "
+            "folder."
+        ) from error
 
 
 def step_of(state: dict, steps: int | None) -> int:
