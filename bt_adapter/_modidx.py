@@ -661,8 +661,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'bt_adapter.cli.pretrain.tell': ('workshop/cli/pretrain.html#tell', 'bt_adapter/cli/pretrain.py'),
                                          'bt_adapter.cli.pretrain.tell_if_anew': ( 'workshop/cli/pretrain.html#tell_if_anew',
                                                                                    'bt_adapter/cli/pretrain.py'),
-                                         'bt_adapter.cli.pretrain.tell_if_slow': ( 'workshop/cli/pretrain.html#tell_if_slow',
-                                                                                   'bt_adapter/cli/pretrain.py'),
                                          'bt_adapter.cli.pretrain.train_on_clips': ( 'workshop/cli/pretrain.html#train_on_clips',
                                                                                      'bt_adapter/cli/pretrain.py'),
                                          'bt_adapter.cli.pretrain.train_on_shapes': ( 'workshop/cli/pretrain.html#train_on_shapes',

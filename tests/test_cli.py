@@ -431,17 +431,28 @@ def test_our_own_warnings_are_notes(capsys):
 
 
 @pytest.mark.parametrize("fast", ["float32", "bfloat16"])
-def test_bf16_where_it_is_slow_is_a_note(monkeypatch, capsys, fast):
+def test_bf16_where_it_is_slow_is_one_note(monkeypatch, capsys, fast):
     import torch
+    import typer
+    from tiny_runs import Source, tiny_adapter
 
-    from bt_adapter import precision
-    from bt_adapter.cli.pretrain import tell_if_slow
+    from bt_adapter import precision, pretrain
+    from bt_adapter.cli import console
 
-    monkeypatch.setattr(precision, "fast_dtype", lambda: getattr(torch, fast))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    tell_if_slow(None)
-    tell_if_slow("bf16")
-    assert capsys.readouterr().err.count("slow in bf16") == (fast == "float32")
+    app = typer.Typer()
+
+    @app.command()
+    def train():
+        config = pretrain.choose_recipe("quick", steps=1, batch=4, precision="bf16")
+        pretrain.pretrain(tiny_adapter(), Source(), config)
+
+    monkeypatch.setattr(precision, "fast_dtype", lambda *_: getattr(torch, fast))
+    monkeypatch.setattr(precision, "_warn_emulated", precision._warn_emulated.__wrapped__)
+    monkeypatch.setattr(sys, "argv", ["bta-x"])
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with pytest.raises(SystemExit):
+        console.run(app)
+    assert capsys.readouterr().err.count("note: This processor") == (fast == "float32")
 
 
 def test_only_commands_parse_arguments():
