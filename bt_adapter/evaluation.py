@@ -101,15 +101,15 @@ class Evaluation:
 
     def __post_init__(self):
         given = [f.name for f in fields(self) if getattr(self, f.name) not in (f.default, [])]
+        if str(self.clips).isdecimal() and not Path(str(self.clips)).is_dir():
+            raise ValueError(
+                f"--clips is the folder of the clips; how many of them is --limit {self.clips}"
+            )
         check_needs(NEEDS, given)
         named = self.clip and self.clip != "moving-shapes" and not Path(self.clip).is_dir()
         if named and not self.pretrained:
             raise ValueError(
                 f"{self.clip} without --pretrained has random weights: give a tag or a folder"
-            )
-        if str(self.clips).isdecimal() and not Path(str(self.clips)).is_dir():
-            raise ValueError(
-                f"--clips is the folder of the clips; how many of them is --limit {self.clips}"
             )
         check_tower(self.clip, self.pretrained)
         check_level(self.level, self.data)
