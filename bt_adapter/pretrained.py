@@ -263,7 +263,8 @@ class Pretrained:
         except ValueError as error:
             raise ValueError(f"{folder} does not go with {clip.name}: {error}") from error
         except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
+            listed = str(error).partition("\n")[2] or str(error)  # after torch's own headline
+            reason = first_line(RuntimeError(listed), longest=300)
             raise ValueError(f"{folder} does not fit its own configuration: {reason}") from error
         return (model.to(clip.dtype) if precision else model).eval()
 

@@ -741,6 +741,23 @@ def test_a_changed_configuration_is_one_sentence(tmp_path, change, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_nearly_all_missing_are_one_short_sentence(tmp_path):
+    from hashlib import sha256
+
+    from safetensors.torch import load_file, save
+
+    folder = small_folder(tmp_path)
+    settings = json.loads((folder / "adapter.json").read_text())
+    weights = save({"time": load_file(folder / "adapter.safetensors")["time"]})
+    (folder / "adapter.safetensors").write_bytes(weights)
+    (folder / "adapter.json").write_text(
+        json.dumps(settings | dict(sha256=sha256(weights).hexdigest()))
+    )
+    with pytest.raises(ValueError, match="does not fit its own configuration: Missing") as caught:
+        BTAdapter.from_pretrained(folder, tiny_clip())
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(folder))
+
+
 # --- refusals ---
 
 
