@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['JSON_KINDS', 'replacing', 'is_alive', 'clear_parts', 'writing', 'write_whole', 'write_together', 'check_folder_place',
-           'check_file_place', 'first_line', 'parse_json', 'read_json', 'check_unpacked', 'home_short', 'told_path']
+           'check_file_place', 'raised_here', 'first_line', 'parse_json', 'read_json', 'check_unpacked', 'home_short',
+           'told_path']
 
 # %% ../nbs/workshop/files.ipynb #2813c86d
 import json
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -116,13 +118,20 @@ def check_file_place(path: str | Path):
         raise ValueError(f"{path} cannot be written: {error.strerror}") from error
 
 # %% ../nbs/workshop/files.ipynb #d0bab551
+def raised_here(error: BaseException) -> bool:
+    "Was an error raised by the package itself? Others go on with advice for their own users."
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith("bt_adapter.")
+
+
 def first_line(
     error: BaseException,
     longest: int = 160,  # letters; libraries go on with advice for their own developers
 ) -> str:
-    "What an error says, in one line and not all of it if it is long; its kind if it says nothing."
+    "The first line of an error, cut if it is long and not ours; its kind if it says nothing."
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if len(said) > longest:  # at the end of a sentence, if one ends there
+    if len(said) > longest and not raised_here(error):
+        # at the end of a sentence, if one ends there
         end = said.rfind(". ", 0, longest)
         said = said[: end + 1] if end > 0 else f"{said[: longest - 3]}..."
     return said or type(error).__name__

@@ -20,7 +20,7 @@ import torch
 
 from bt_adapter import ledger, terminal
 from bt_adapter.backbone import samples_folder
-from bt_adapter.datasets import Report
+from bt_adapter.datasets import Example, Report, write_shards
 from bt_adapter.figures import contact_sheet, matrix
 from bt_adapter.files import check_file_place, check_folder_place, first_line, home_short, told_path
 
@@ -334,6 +334,15 @@ def test_errors_of_others_are_cut_to_a_sentence():
     assert first_line(ValueError(long)) == "The header cannot be read."
     assert len(first_line(ValueError("x" * 1000))) == 160
     assert first_line(KeyError()) == "KeyError" and first_line(ValueError("\n\na\nb")) == "a"
+
+
+def test_what_the_package_says_is_told_to_its_end_however_long_its_paths_are(tmp_path):
+    "The remedy stands at the end of our sentences: a long path must not push it out."
+    inside = tmp_path.joinpath(*["a_long_name_of_a_folder"] * 8)
+    inside.mkdir(parents=True)
+    example = Example("1", str(samples_folder() / "clips" / "left.mp4"), ("a red square",))
+    with pytest.raises(ValueError, match=r"where --outside asks for that\.$"):
+        write_shards([example], tmp_path / "packed", inside=inside)
 
 
 def test_of_errors_of_other_libraries_the_first_line_is_told():

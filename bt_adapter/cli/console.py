@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_MEMORY', 'NoSuchOption', 'leave_at_once', 'be_quick_to_leave', 'take_care', 'loading', 'table', 'show', 'note',
-           'ours', 'sentence', 'told_by_us', 'own_warnings', 'own_messages', 'spellings', 'command_lines',
-           'belongs_elsewhere', 'in_new_words', 'check_no_empty', 'given_options', 'made_of', 'Knowing', 'Command',
-           'Group', 'check_nothing_before', 'Program', 'command', 'dashed_file', 'run', 'run_shown']
+           'sentence', 'told_by_us', 'own_warnings', 'own_messages', 'spellings', 'command_lines', 'belongs_elsewhere',
+           'in_new_words', 'check_no_empty', 'given_options', 'made_of', 'Knowing', 'Command', 'Group',
+           'check_nothing_before', 'Program', 'command', 'dashed_file', 'run', 'run_shown']
 
 # %% ../../nbs/workshop/cli/console.ipynb #7aa687f5
 import json
@@ -53,7 +53,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import bt_adapter
 from ..evaluation import check_needs
-from ..files import first_line
+from ..files import first_line, raised_here
 from ..terminal import drawing, shown, shown_streams
 
 
@@ -108,13 +108,6 @@ def note(text: str):
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in torch's words
 
 
-def ours(error: BaseException) -> bool:
-    "Does an error come from the package? Others go on with advice for their own users."
-    frames = traceback.extract_tb(error.__traceback__)
-    package = Path(bt_adapter.__file__).parent
-    return not frames or package in Path(frames[-1].filename).parents
-
-
 def sentence(error: BaseException) -> str | None:
     "What a user is told of an error, None if it is a fault of the program."
     said = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -129,7 +122,8 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system refuses'}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
-        return str(error) if ours(error) else first_line(error)
+        ours = error.__traceback__ is None or raised_here(error)
+        return str(error) if ours else first_line(error)
     return None
 
 # %% ../../nbs/workshop/cli/console.ipynb #24c70fac
