@@ -43,7 +43,7 @@ from .runs import (
     save_curves,
     write_card,
 )
-from .small_clip import CLIP_FILES, ClipTraining, opposite_cosines, static_recall
+from .small_clip import CLIP_FILES, STEPS, ClipTraining, opposite_cosines, static_recall
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import Batch, PretrainConfig, ProcessInfo, Run, run_signature
 from .twins import TWINS, twin_cosines, twin_scores, two_things_group
@@ -308,7 +308,7 @@ def train_clip_in(
         save_checkpoint(run.checkpoint, same, training.state_dict())
 
     def on_step(step: int, parts: dict[str, float]):
-        log.add(step, training.pictures, sum(parts.values()), parts)
+        log.add(step, training.pictures(step), np.nansum([*parts.values()]), parts)
 
     how = training.steps, training.taken, "pictures"
     with RunLog(run.folder, "training CLIP", *how) as log:
@@ -319,7 +319,7 @@ def train_clip_in(
 # %% ../nbs/workshop/scenes.ipynb #0bd62f95
 def pretrain_small_clip(
     out: Path,  # receives the CLIP and its card, all of it at the end
-    steps: int = 500,
+    steps: int | None = None,  # None: as many as the level takes
     seed: int = 0,
     *,
     level: int = 1,  # 2: it learns of two things as well
@@ -330,7 +330,7 @@ def pretrain_small_clip(
     "Train the small CLIP on pictures of Moving Shapes, judge and save it."
     check_one_process("Training a CLIP")
     world.check_level(level, 1)
-    same = dict(steps=steps, seed=seed, level=level)
+    same = dict(steps=steps or STEPS[level], seed=seed, level=level)
     place = dict(overwrite=overwrite, names=CLIP_RUN_FILES, result=CLIP_FILES[-1])
     with Run(out, resume, save_every, **place) as run:
         if card := run.finished(same):

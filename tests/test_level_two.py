@@ -370,6 +370,34 @@ def test_the_small_clip_of_level_2_has_a_word_for_standing_still(tmp_path):
     )
 
 
+def test_two_wordings_differ_in_template_and_order_and_in_nothing_else():
+    said, again = small_clip.two_wordings(np.random.default_rng(0), groups=3, meetings=2)
+    assert len(said) == len(again) == len({*said}) == len({*again}) == 24
+    for pair in zip(said, again):
+        stages = [re.search(r"\w+ background", text).group() for text in pair]
+        things = [re.sub(r"on an? \w+ background|\w+ background with", "", t).strip() for t in pair]
+        first, second = (re.split(" and (?=an? )", text) for text in things)
+        assert stages[0] == stages[1] and first == second[::-1] and len({*first}) == 2
+        before = [text.partition(stage)[0][:4] for text, stage in zip(pair, stages)]
+        assert before[0] != before[1]  # two templates
+
+
+def test_the_clip_of_level_2_reads_before_it_sees(monkeypatch):
+    monkeypatch.setattr(small_clip, "GROUPS", {2: (1, 1)})
+    monkeypatch.setattr(small_clip, "READING", 2)
+    training, parts = small_clip.ClipTraining(10, level=2), []
+    assert [training.pictures(step) for step in (1, 2)] == [0, 48]
+    for step in (0, 2):
+        training.loss_of(step).backward()
+        parts.append(training.parts)
+        moved = {n for n, p in training.model.named_parameters() if p.grad is not None}
+        assert ("visual.conv1.weight" in moved) == (step == 2)
+    assert [[n for n, part in some.items() if part == part] for some in parts] == [
+        ["two wordings"],
+        [*small_clip.CLIP_PARTS[2]],
+    ]
+
+
 def test_pictures_of_two_things_for_the_small_clip():
     rng = np.random.default_rng(0)
     pictures, captions = small_clip.two_stills(rng, 2)

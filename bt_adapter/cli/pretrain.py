@@ -304,7 +304,7 @@ def shards(
 def small_clip(
     out: options.Out = Path("runs/clip"),
     seed: options.Seed = 0,
-    steps: options.Steps = 500,
+    steps: options.Steps = None,
     level: options.Level = 1,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
