@@ -2010,6 +2010,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'bt_adapter.scenes.scores': ('workshop/scenes.html#scores', 'bt_adapter/scenes.py'),
                                    'bt_adapter.scenes.train_clip_in': ('workshop/scenes.html#train_clip_in', 'bt_adapter/scenes.py'),
                                    'bt_adapter.scenes.training_scenes': ('workshop/scenes.html#training_scenes', 'bt_adapter/scenes.py'),
+                                   'bt_adapter.scenes.uneven_times': ('workshop/scenes.html#uneven_times', 'bt_adapter/scenes.py'),
                                    'bt_adapter.scenes.validate': ('workshop/scenes.html#validate', 'bt_adapter/scenes.py')},
             'bt_adapter.shapes': { 'bt_adapter.shapes.circle': ('workshop/shapes.html#circle', 'bt_adapter/shapes.py'),
                                    'bt_adapter.shapes.coverage': ('workshop/shapes.html#coverage', 'bt_adapter/shapes.py'),

@@ -30,7 +30,7 @@ def check_given_file(path: Path | None):
 
 # %% ../nbs/workshop/evaluation.ipynb #a403afae
 SETTINGS = ("paper", "released")
-OF_DATA = ("format", "clips", "settings", "frames", "tokens", "classes", "prompt", "ties")
+OF_DATA = ("format", "clips", "settings", "tokens", "classes", "prompt", "ties")
 OF_DATA += ("queries", "keep", "skip", "batch", "workers", "reader")
 NEEDS = dict.fromkeys(("gates", "heads", "clip"), "released")  # an option: the one it belongs to
 NEEDS |= dict.fromkeys(("pretrained", "activation"), "clip") | dict.fromkeys(
@@ -57,12 +57,13 @@ def check_tower(name: str | None, pretrained: str | None):
         raise ValueError(f"{name} has weights of its own: leave out --pretrained {pretrained}")
 
 
-def check_level(level: int, data: Path | None = None):
+def check_level(level: int, data: Path | None = None, uneven: bool = False):
     "Raises ValueError for a level of Moving Shapes that is not there, or beside other data."
     if level not in (1, 2):
         raise ValueError(f"--level is 1 or 2, not {level}")
-    if level == 2 and data:
-        raise ValueError("--level belongs to Moving Shapes: leave it or --data out")
+    for name, given in (("level", level == 2), ("uneven", uneven)):
+        if given and data:
+            raise ValueError(f"--{name} belongs to Moving Shapes: leave it or --data out")
 
 # %% ../nbs/workshop/evaluation.ipynb #d8df787a
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,11 @@ class Evaluation:
     format: str = "table"  # of the annotations
     clips: Path | None = None  # their folder; None: that of the annotations
     level: int = 1  # of Moving Shapes
+    uneven: bool = False  # Moving Shapes: frames at moments drawn at random
     split: str | None = None
     limit: int | None = None  # how many clips, from the first; None: all
     settings: str = "paper"  # frames, tokens and crop, or "released"
-    frames: int | None = None  # of each clip; None: as in the settings
+    frames: int | None = None  # of each clip; None: as in the settings, 8 of Moving Shapes
     tokens: int | None = None  # longest caption; None: as in the settings
     classes: Path | None = None  # a file that lists them; None: those that occur
     prompt: Sequence[str] = ()  # phrases with {} for the class
@@ -112,7 +114,7 @@ class Evaluation:
                 f"{self.clip} without --pretrained has random weights: give a tag or a folder"
             )
         check_tower(self.clip, self.pretrained)
-        check_level(self.level, self.data)
+        check_level(self.level, self.data, self.uneven)
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

@@ -6,9 +6,10 @@
 __all__ = ['CLIP_RUN_FILES', 'FIGURES', 'TWO_FIGURES', 'COLUMNS', 'TWO_COLUMNS', 'training_scenes', 'scene_key', 'scene_states',
            'backwards_order', 'caption_table', 'check_groups', 'SceneBatches', 'scenes_of_both', 'BothLevels',
            'validate', 'pretrain_moving_shapes', 'clip_figures', 'train_clip_in', 'pretrain_small_clip', 'scores',
-           'method_scores', 'gallery_scores', 'compare']
+           'uneven_times', 'method_scores', 'gallery_scores', 'compare']
 
 # %% ../nbs/workshop/scenes.ipynb #e156940b
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -364,19 +365,27 @@ def scores(
     )
 
 # %% ../nbs/workshop/scenes.ipynb #6c81e00e
+def uneven_times(scene: world.Scene, frames: int) -> np.ndarray:  # (frames,) in (0, 1), rising
+    "Moments of a clip drawn at random: the same ones whenever the scene is asked about."
+    rng = np.random.default_rng(zlib.crc32(repr(scene).encode()))
+    return np.sort(rng.uniform(size=frames)).astype(np.float32)
+
+
 def method_scores(
     clip: FrozenCLIP,
     methods: dict[str, Callable],  # as in `encode_clips`
     last: int,  # how many of CLIP's last states the methods need
     scenes: Sequence[world.Scene],  # of a gallery
     frames: int = 8,  # of each clip
+    uneven: bool = False,  # at times as in `uneven_times`
 ) -> dict[str, dict[str, float]]:  # method -> `FIGURES`, in percent
     "Scores of several methods on one gallery."
     kinds = {(len(scene.things), scene.level) for scene in scenes}
     if kinds != {(2, 2)} and {things for things, _ in kinds} != {1}:
         raise ValueError("scores need a gallery: one thing in each scene, or two and of level 2")
-    clips, encode_text = [world.render(scene, frames) for scene in scenes], text_encoder(clip)
-    embeddings = encode_clips(clip, clips, methods, last)
+    times_of = uneven_times if uneven else lambda scene, frames: frames
+    clips = [world.render(scene, times_of(scene, frames)) for scene in scenes]
+    embeddings, encode_text = encode_clips(clip, clips, methods, last), text_encoder(clip)
     return {name: scores(video, scenes, encode_text) for name, video in embeddings.items()}
 
 # %% ../nbs/workshop/scenes.ipynb #beb974a5
@@ -394,18 +403,21 @@ def gallery_scores(
 def compare(
     models: dict[str, BTAdapter],  # by the names of their rows
     scenes: Sequence[world.Scene],  # of a gallery
+    frames: int = 8,  # of each clip
+    uneven: bool = False,  # at times as in `uneven_times`
 ) -> list[dict]:  # rows with "adapter", "method", `FIGURES` and "fingerprint" of CLIP
     "The frozen CLIPs and all adapters on one gallery."
     rows = []
     for clip, methods, last in side_by_side(models):
-        for (name, method), figures in method_scores(clip, methods, last, scenes).items():
-            found = {"adapter": name, "method": method, "fingerprint": clip.fingerprint}
-            rows.append(found | figures)
+        found = method_scores(clip, methods, last, scenes, frames, uneven)
+        for (name, method), figures in found.items():
+            row = {"adapter": name, "method": method, "fingerprint": clip.fingerprint}
+            rows.append(row | figures)
     return rows
 
 # %% ../nbs/workshop/scenes.ipynb #8d01b0f9
 COLUMNS = (
     *("date", "command", "adapter", "method", "weights", "fingerprint", "split", "clips"),
-    *(*FIGURES, "versions"),
+    *("frames", "times", *FIGURES, "versions"),
 )
 TWO_COLUMNS = (*COLUMNS[: -len(FIGURES) - 1], *TWO_FIGURES, "versions")

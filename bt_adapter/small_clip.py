@@ -317,7 +317,6 @@ def wordings_loss(
     tau = model.logit_scale.exp().clamp(max=SHARPEST).reciprocal()
     return {"two wordings": video_text_contrastive(*read.split(len(said)), tau) / 2}
 
-
 # %% ../nbs/workshop/small_clip.ipynb #e74f5193
 CLIP_PARTS = {1: ("contrast", "shapes", "motions")}
 CLIP_PARTS[2] = (*CLIP_PARTS[1], "contrast of two", "phrases of two", "two wordings")

@@ -64,11 +64,14 @@ def evaluate_gallery(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; mod
     if asked.csv:
         ledger.check_csv(asked.csv, columns)
     scenes, models = gallery(split, asked.limit, level=asked.level), load_asked(asked)
-    rows = compare(models, scenes)
+    frames = asked.frames or 8
+    rows = compare(models, scenes, frames, asked.uneven)
     if asked.csv:
+        times = "uneven" if asked.uneven else "even"
+        clips_are = dict(split=split, clips=len(scenes), frames=frames, times=times)
         ledger.append_csv(
             asked.csv,
-            retrieval.csv_rows(rows, models, columns, split=split, clips=len(scenes)),
+            retrieval.csv_rows(rows, models, columns, **clips_are),
         )
     shown = [{k: row[k] for k in (*MARK, *figures)} for row in rows]
     return shown + retrieval.over_seeds(shown, figures), models

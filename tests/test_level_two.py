@@ -409,6 +409,23 @@ def test_pictures_of_two_things_for_the_small_clip():
     assert all(phrase in text for text, pair in zip(told, phrases) for phrase in pair)
 
 
+@pytest.mark.parametrize(("frames", "uneven"), [(4, False), (12, True)])
+def test_clips_are_judged_with_as_many_frames_and_at_the_moments_asked_for(
+    frames, uneven, monkeypatch
+):
+    clips, seen = GALLERIES["test"][:4], []
+    encoded = torch.nn.functional.one_hot(torch.arange(4)).float()
+    monkeypatch.setattr(scenes, "encode_clips", lambda _, c, *__: seen.extend(c) or dict(m=encoded))
+    monkeypatch.setattr(scenes, "scores", lambda video, *_: dict(motion=len(video)))
+    found = scenes.method_scores(None, {}, 1, clips, frames, uneven)
+    assert found == dict(m=dict(motion=4)) and all(len(clip) == frames for clip in seen)
+    for scene, clip in zip(clips, seen):
+        times = scenes.uneven_times(scene, frames)
+        assert (times[1:] > times[:-1]).all() and (0 < times).all() and (times < 1).all()
+        assert torch.equal(clip, world.render(scene, times)) == uneven
+    assert not np.array_equal(*(scenes.uneven_times(scene, frames) for scene in clips[:2]))
+
+
 def test_scores_of_both_levels_come_from_one_function(monkeypatch):
     clips = GALLERIES["test"][:8]
     found = scenes.scores(oracle([*map(world.caption, clips)]), clips, oracle)

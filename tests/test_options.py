@@ -108,9 +108,10 @@ evaluate        --format           | {DATA}            | table      | x
 evaluate        --clips            | {DATA}            | .          | 36
 evaluate        --split            |                   | test       |
 evaluate        --level            |                   | 2          | 0 3 x
+evaluate        --uneven           |                   | -          |
 evaluate        --limit            |                   | 3          | {COUNT}
 evaluate        --settings         | {DATA}            | paper      | x
-evaluate        --frames           | {DATA}            | 3          | {COUNT}
+evaluate        --frames           |                   | 3          | {COUNT}
 evaluate        --tokens           | {DATA}            | 3          | 2 {COUNT}
 evaluate        --classes          | {DATA}            | file       | nowhere.txt
 evaluate        --prompt           | {DATA}            | {{}}       | x
@@ -163,6 +164,7 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --out=": "--out",
     "pretrain --data file --level 2": "--level",
     "evaluate --data file --level 2": "--level",
+    "evaluate --data file --uneven": "--uneven",
 }
 
 

@@ -47,6 +47,7 @@ def evaluate(
     layout: options.FormatName = "table",
     clips: options.ClipFolder = None,
     level: options.Level = 1,
+    uneven: options.Uneven = False,
     split: options.Split = None,
     limit: options.Limit = None,
     settings: options.Settings = "paper",

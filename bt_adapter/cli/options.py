@@ -9,13 +9,14 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Seed', 'Steps', 'Epochs', 'Batch',
            'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery',
            'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Dialogues', 'Released',
-           'Gates', 'Heads', 'Level', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss',
-           'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
-           'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path',
-           'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name',
-           'check_device_name', 'check_workers', 'check_activation', 'check_tuning', 'check_reader_name',
-           'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
+           'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties',
+           'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Tables', 'Captions', 'Samples', 'Ask',
+           'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
+           'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least',
+           'check_clip_path', 'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties',
+           'check_precision_name', 'check_device_name', 'check_workers', 'check_activation', 'check_tuning',
+           'check_reader_name', 'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite',
+           'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -262,6 +263,8 @@ Gates = Annotated[
 ]
 Heads = option(int, "attention heads of a released CLIP, if they are not 64 wide", **MOST)
 Level = Annotated[int, typer.Option(help="of Moving Shapes: 1, or 2 with two things in a clip")]
+UNEVEN = "frames of Moving Shapes at moments drawn at random"
+Uneven = Annotated[bool, typer.Option("--uneven", help=UNEVEN)]
 Limit = option(int, "how many clips, from the first; by default all", **MOST)
 Settings = Annotated[str, typer.Option(help="frames, tokens and crop as in 'paper' or 'released'")]
 Tokens = option(int, "longest caption in tokens, instead of the settings'", max=2**16)
