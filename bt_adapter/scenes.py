@@ -123,7 +123,8 @@ def check_groups(batch: int, groups: int) -> int:  # groups in a batch
 class SceneBatches:
     "Endless batches of whole groups; every group comes once before any comes again."
 
-    data, stored = "moving shapes", None  # frames of a clip in the store; None: as in a batch
+    data, takes = "moving shapes", 2  # groups of each look
+    stored = None  # frames of a clip in the store; None: as in a batch
     draw = staticmethod(training_scenes)
 
     def __init__(
@@ -192,7 +193,7 @@ def scenes_of_both(
 class BothLevels(SceneBatches):
     "Batches of groups of both levels, of 4 to 16 frames, every other one at uneven times."
 
-    data, stored = "moving shapes, both levels", 24
+    data, takes, stored = "moving shapes, both levels", 1, 24
     draw = staticmethod(scenes_of_both)
 
     @staticmethod
@@ -252,6 +253,7 @@ def pretrain_moving_shapes(
     "Make the store, train, validate and save."
     world.check_level(level, 1)
     kind = {1: SceneBatches, 2: BothLevels}[level]
+    config = replace(config, takes=config.takes or kind.takes)
     groups = kind.draw(np.random.default_rng(config.seed), config.objects, config.takes)
     in_batch = check_groups(config.batch, len(groups))
     config = replace(config, steps=config.steps or len(groups) // in_batch)

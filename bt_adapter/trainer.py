@@ -101,7 +101,7 @@ class PretrainConfig:
     frames: int = 8  # t
     tokens: int | None = None  # longest caption, start and end included; None: CLIP's own length
     objects: int | None = None  # Moving Shapes: of the 120 training objects, None for all
-    takes: int = 2  # Moving Shapes: groups of each object
+    takes: int | None = None  # Moving Shapes: groups of each object; None: as the level has
     branch: BranchConfig = BranchConfig()  # noqa: RUF009
     seed: int = 0
 

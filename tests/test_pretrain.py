@@ -542,7 +542,8 @@ def test_batches_of_whole_rounds_are_drawn_as_ever(clip, monkeypatch):
             assert next(drawn) == (order[start : start + 2].tolist(), int(rng.integers(3)))
     for name in ("quick", "full"):
         recipe = PRESETS[name]
-        groups = shapes.training_scenes(np.random.default_rng(0), recipe.objects, recipe.takes)
+        takes = recipe.takes or shapes.SceneBatches.takes
+        groups = shapes.training_scenes(np.random.default_rng(0), recipe.objects, takes)
         assert len(groups) % shapes.check_groups(recipe.batch, len(groups)) == 0
 
 

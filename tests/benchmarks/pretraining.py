@@ -232,7 +232,8 @@ def measure_kill(args):
 def in_turns(seed, config):
     """Two adapters trained on the same batches: by torch's Muon and by ours; rows, ms a step."""
     clip = backbone.load_clip("moving-shapes")
-    groups = shapes.training_scenes(np.random.default_rng(seed), config.objects, config.takes)
+    takes = config.takes or shapes.SceneBatches.takes
+    groups = shapes.training_scenes(np.random.default_rng(seed), config.objects, takes)
     states, last, trainers = {}, config.branch.states, {}
     shapes.scene_states(clip, list(chain.from_iterable(groups)), last, states, config.frames)
     for name, optimizer in (("torch's", torch.optim.Muon), ("ours", Muon)):
