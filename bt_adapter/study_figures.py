@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from .ablations import PAPER_MEASURES
 from .figures import PALETTE, Picture
+from .full_length import FULL_ROWS
 from .study_tables import CHANCES, KNOWN, MEASURES, measured, model_of
 
 # %% ../nbs/workshop/study_figures.ipynb #c05db269
@@ -155,9 +156,9 @@ def curves_picture(
 ) -> Picture:
     "A measure on the validation clips against the steps, a colour a row."
     fig = Picture(figsize=(4.4 * len(measures), 3.2), dpi=DPI, layout="constrained")
-    names = [name for table, name in KNOWN if any(p["row"] == name for p in points)]
+    names = [row.name for row in FULL_ROWS if any(p["row"] == row.name for p in points)]
     for ax, measure in zip(fig.subplots(1, len(measures), squeeze=False)[0], measures):
-        for i, name in enumerate(dict.fromkeys(names)):
+        for i, name in enumerate(names):
             own = [p for p in points if p["row"] == name and p[measure] != ""]
             seeds = [_curve(own, seed, measure) for seed in dict.fromkeys(p["seed"] for p in own)]
             dashes = "-" if i < len(PALETTE) else "--"
