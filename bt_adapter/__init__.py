@@ -44,7 +44,13 @@ ledger              results as dated rows of a CSV file
 recognition         names for what happens
 in_place            what strategies that change CLIP's last layers have in common
 strategies, costs   nine ways to make a video encoder of CLIP, and what each costs
-ablations, verdicts the paper's tables on a small scale, and whether two rows differ
+ablations           the paper's tables on a small scale, in few steps
+full_length         eight of their rows as long as the shipped adapter, with curves
+study_tables        what both have written, read: each model once, means over seeds
+verdicts            whether two rows differ, and what chance alone would say
+paper_order         whether rows stand in the paper's order
+study_words         a study as sentences that are built from its numbers
+study_figures       and as pictures, one a table
 maps                where and when the branch looks
 relevance           what in a clip makes it match a sentence
 map_figures         pictures of both

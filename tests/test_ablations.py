@@ -34,19 +34,13 @@ from bt_adapter.cli.ablations import main
 from bt_adapter.ledger import read_csv
 from bt_adapter.masking import tube_mask
 from bt_adapter.moving_shapes import gallery, render
+from bt_adapter.paper_order import agreement, disagreements, orders
 from bt_adapter.released import as_released
 from bt_adapter.scenes import FIGURES
 from bt_adapter.strategies import Branching
-from bt_adapter.verdicts import (
-    MEASURES,
-    agreement,
-    difference,
-    disagreements,
-    dot_plot,
-    measured,
-    orders,
-    table_summary,
-)
+from bt_adapter.study_figures import dot_plot
+from bt_adapter.study_tables import MEASURES, measured, table_summary
+from bt_adapter.verdicts import difference
 
 TINY = replace(QUICK_STUDY, steps=2, objects=2)
 BY_NAME = {(row.table, row.name): row for row in ROWS}
@@ -231,8 +225,10 @@ def test_orders_are_told_by_the_papers_first_figure(tmp_path):
             "too close to call",
         ),
     }
-    (counts,) = agreement(lines)
-    assert [*counts.values()] == ["Table 7", 6, 2, 3, 1]
+    counts, total = agreement(lines)
+    assert [*counts.values()][:5] == ["Table 7", 6, 2, 3, 1]
+    assert [*total.values()] == ["all", *[*counts.values()][1:]]
+    assert float(total["clear by chance"]) == pytest.approx(3 * 0.1835, abs=0.1)  # t with 2 degrees
     (pair,) = disagreements(lines)
     assert [*pair.values()][:3] == ["Table 7", "VTC, MBTA", "VTC"]
     assert {pair[measure] for measure in MEASURES} == {"+10.5 ± 1.1"}
@@ -249,15 +245,14 @@ def test_a_figure_shows_every_seed_mean_and_deviation(tmp_path):
     lines = [
         row | {"seconds a step": 0.5 * i} for i, row in enumerate(write(tmp_path / "x.csv", values))
     ]
-    panels = {"percent": ("motion", "direction"), "seconds": ("seconds a step",)}
-    left, right = dot_plot(lines, "Figure 4", panels, "mask ratio").axes
+    picture = dot_plot(lines, "Figure 4", ("direction", "seconds a step"), "mask ratio")
+    left, right = picture.axes
     assert [text.get_text() for text in left.get_xticklabels()] == ["0.3", "0.9"]
     heights = [[*map(float, line.get_ydata())] for line in left.lines]
-    spread = statistics.stdev([20, 24])
-    assert heights[:3] == [[20, 24], [22 - spread, 22 + spread], [50]]
-    assert heights[4] == [22, 50] and len(heights) == 10
-    assert [*right.lines[-1].get_ydata()] == [0.25, 1.0] and not right.get_legend()
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["motion", "direction"]
+    error = 2 * statistics.stdev([20, 24]) / 2**0.5
+    assert heights[:3] == [[22 - error, 22 + error], [20, 24], [22]]
+    assert heights[3:6] == [[50, 50], [50], [50]] and heights[6] == [50, 50]  # the last is chance
+    assert [*right.lines[2].get_ydata()] == [0.25] and len(right.lines) == 6
 
 
 def test_the_shipped_study_is_complete():

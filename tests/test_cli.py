@@ -293,7 +293,7 @@ def test_defaults_are_those_of_the_values():
 
 
 def test_names_are_those_of_the_modules():
-    from bt_adapter import ablations, benchmark, chat, datasets, pretrain
+    from bt_adapter import ablations, benchmark, chat, datasets, full_length, pretrain
     from bt_adapter.cli import options
 
     assert options.RECIPES == (*pretrain.PRESETS,)
@@ -302,6 +302,7 @@ def test_names_are_those_of_the_modules():
     assert {*options.FORMATS} == {*datasets.FORMATS}
     assert options.ASPECTS == (*benchmark.RUBRICS,)
     assert options.STUDIES == tuple(dict.fromkeys(row.table for row in ablations.ROWS))
+    assert options.FULL_ROWS == tuple(row.name for row in full_length.FULL_ROWS)
 
 
 # How they start and end.

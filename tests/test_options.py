@@ -130,7 +130,14 @@ evaluate        --json             |                   | -          |
 ablations       --csv              |                   | a.csv      | {FILE}
 ablations       --quick            |                   | -          |
 ablations       --seeds            |                   | 3          | {COUNT}
+ablations       --full             |                   | -          |
+ablations       --conversation     |                   | -          |
+ablations       --seed             |                   | 1          | {INTEGER}
 ablations       --table            |                   | frames     | x
+ablations       --row              | --full            | addition   | x
+ablations       --level            | --full            | 2          | 0 3 x
+ablations       --store            | --full            | out        | {FOLDER}
+ablations       --runs             | --full            | out        | {FOLDER}
 ablations       --clip             |                   | .          | no/where
 chat            --ask              |                   | What?      |
 chat            --model            |                   | .          | m
@@ -165,6 +172,10 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --data file --level 2": "--level",
     "evaluate --data file --level 2": "--level",
     "evaluate --data file --uneven": "--uneven",
+    "ablations --full --conversation": "one at a time",
+    "ablations --full --table frames": "--table",
+    "ablations --seeds 2 --seed 1": "--seed",
+    "ablations --conversation --clip .": "--clip",
 }
 
 

@@ -89,7 +89,7 @@ LATE |= {
 }
 LATE |= {"sympy"}  # torch's compiler, which takes as long to import as torch
 PICTURES = {"matplotlib", "PIL"}
-DRAWS = {"figures", "explorer", "gallery", "demo", "verdicts", "benchmark", "instruct"}
+DRAWS = {"figures", "explorer", "gallery", "demo", "study_figures", "benchmark", "instruct"}
 DRAWS |= {"map_figures"}
 WITHOUT_TORCH = {"benchmark", "clip_names", "evaluation", "progress"}
 WITHOUT_TORCH |= {module for module in MODULES if module.startswith(("cli.", "benchmark."))}

@@ -7,6 +7,7 @@ __all__ = ['BranchPool', 'unplug', 'Plugged', 'plug', 'pool_for']
 
 # %% ../../nbs/50_chat.ipynb #c94da0eb
 from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 
 import torch
@@ -126,12 +127,13 @@ def pool_for(
     video: BTAdapter | str,
     kind: str,  # of host, for a refusal
 ) -> tuple[nn.Module | str, Mapping]:  # the pool, mean and std of the pixels
-    "What `VideoTower` needs to know of an adapter or a pooling."
+    "What `VideoTower` needs to know of an adapter, of what has a `pool_at`, or of a pooling."
     from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     if not isinstance(video, str):
         refuse_other_clip(tower, video.clip, kind)
-        return BranchPool(video, layer), video.clip.preprocess
+        make = getattr(video, "pool_at", partial(BranchPool, video))
+        return make(layer), video.clip.preprocess
     if video not in POOLINGS:
         raise ValueError(f"A pooling is one of {', '.join(POOLINGS)}, not {video!r}.")
     pixels = dict(mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
