@@ -128,10 +128,11 @@ def first_line(
     error: BaseException,
     longest: int = 160,  # letters; libraries go on with advice for their own developers
 ) -> str:
-    "The first line of an error, cut if it is long and not ours; its kind if it says nothing."
+    "The first line of an error, cut if it is long; its kind if it says nothing."
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if len(said) > longest and not raised_here(error):
-        # at the end of a sentence, if one ends there
+    if raised_here(error):  # it ends with what to do; what is long is what it quotes
+        return said if len(said) <= 700 else f"{said[:400]} ... {said[-295:]}"
+    if len(said) > longest:  # at the end of a sentence, if one ends there
         end = said.rfind(". ", 0, longest)
         said = said[: end + 1] if end > 0 else f"{said[: longest - 3]}..."
     return said or type(error).__name__

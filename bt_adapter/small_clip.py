@@ -29,8 +29,15 @@ from torch import nn
 
 from .backbone import FrozenCLIP, load_tokenizer
 from .files import write_together, write_whole
+from .fitting import Schedule, check_optimizer, fit
 from .folders import make_folder
 from .losses import video_text_contrastive
+from .muon import Muon
+from .precision import autocast_context, fast_dtype
+from .runs import fitting_state, step_of
+from .twins import two_things_group
+
+# %% ../nbs/workshop/small_clip.ipynb #71d3b0c6
 from .moving_shapes import (
     BACKGROUNDS,
     CAPTION_TEMPLATES,
@@ -52,13 +59,6 @@ from .moving_shapes import (
     two_looks,
     two_things,
 )
-
-# %% ../nbs/workshop/small_clip.ipynb #4a6d90e3
-from .fitting import Schedule, check_optimizer, fit
-from .muon import Muon
-from .precision import autocast_context, fast_dtype
-from .runs import fitting_state, step_of
-from .twins import two_things_group
 
 # %% ../nbs/workshop/small_clip.ipynb #124a1989
 def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
@@ -193,6 +193,8 @@ WARMUP = 40  # steps
 GROUPS = {1: (14, 4), 2: (7, 2)}  # level -> stills and trails of a step; on level 2 of both kinds
 STEPS = {1: 500, 2: 850}  # level -> of a whole training
 READING = 150  # of these on level 2, at most a fifth of them, without pictures
+CLIP_PARTS = {1: ("contrast", "shapes", "motions")}  # level -> of the loss
+CLIP_PARTS[2] = (*CLIP_PARTS[1], "contrast of two", "phrases of two", "two wordings")
 
 
 def clip_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -318,10 +320,6 @@ def wordings_loss(
     return {"two wordings": video_text_contrastive(*read.split(len(said)), tau) / 2}
 
 # %% ../nbs/workshop/small_clip.ipynb #e74f5193
-CLIP_PARTS = {1: ("contrast", "shapes", "motions")}
-CLIP_PARTS[2] = (*CLIP_PARTS[1], "contrast of two", "phrases of two", "two wordings")
-
-
 class ClipTraining:
     "The small CLIP while it is trained: the loss of a step, and all that the next one depends on."
 

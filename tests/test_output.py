@@ -20,6 +20,7 @@ import torch
 
 from bt_adapter import ledger, terminal
 from bt_adapter.backbone import samples_folder
+from bt_adapter.branch_config import BranchConfig
 from bt_adapter.datasets import Example, Report, write_shards
 from bt_adapter.figures import contact_sheet, matrix
 from bt_adapter.files import check_file_place, check_folder_place, first_line, home_short, told_path
@@ -343,6 +344,10 @@ def test_what_the_package_says_is_told_to_its_end_however_long_its_paths_are(tmp
     example = Example("1", str(samples_folder() / "clips" / "left.mp4"), ("a red square",))
     with pytest.raises(ValueError, match=r"where --outside asks for that\.$"):
         write_shards([example], tmp_path / "packed", inside=inside)
+    with pytest.raises(ValueError, match="combination") as wrong:
+        BranchConfig(combination="x" * 10_000)
+    said = first_line(wrong.value)
+    assert len(said) == 700 and said.startswith("combination must be one of") and " ... x" in said
 
 
 def test_of_errors_of_other_libraries_the_first_line_is_told():

@@ -449,7 +449,7 @@ def test_faiss_finds_the_same(table, adapter, monkeypatch, capsys):
         (["--data", "plain.csv", "--limit", "0"], "--limit must be 1 or more, not 0"),
         (["--data", "plain.csv", "--tokens", "1"], "--tokens must be 3 or more, not 1"),
         (["--data", "plain.csv", "--queries", "plain.csv"], "would overwrite the file of --data"),
-        (["--frames", "3"], "--frames belongs to --data"),
+        (["--tokens", "3"], "--tokens belongs to --data"),
         (["--skip"], "--skip belongs to --data"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",

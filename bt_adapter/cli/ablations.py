@@ -36,10 +36,10 @@ class AskedStudy:
     full: bool = False
     conversation: bool = False
     seeds: int | None = None  # how many
-    only: Sequence[int] | None = None  # these seeds alone
+    seed: int | None = None  # this one alone
     tables: Sequence[str] | None = None  # of the short study
     rows: Sequence[str] | None = None  # of the full length
-    level: int | None = None
+    level: int = 1  # of Moving Shapes, at full length
     store: Path | None = None  # folder for frozen states
     runs: Path | None = None  # folder for long runs
     clip: str = "moving-shapes"
@@ -49,10 +49,10 @@ class AskedStudy:
         check_names("row", self.rows, options.FULL_ROWS)
         if self.full and self.conversation:
             raise ValueError("--full and --conversation are two studies: ask for one at a time")
-        for name in ("rows", "level", "store"):
-            if getattr(self, name) is not None and not self.full:
-                option = name.removesuffix("s") if name == "rows" else name
-                raise ValueError(f"--{option} belongs to --full: give that as well, or neither")
+        check_level(self.level)
+        for name, given in (("row", self.rows), ("level", self.level == 2), ("store", self.store)):
+            if given and not self.full:
+                raise ValueError(f"--{name} belongs to --full: give that as well, or neither")
         long = self.full or self.conversation
         if self.runs and not long:
             raise ValueError("--runs belongs to --full or --conversation: give one of them")
@@ -60,11 +60,10 @@ class AskedStudy:
             raise ValueError("--table belongs to the short study: leave out --table or the other")
         if self.seeds is not None and self.seeds < 1:
             raise ValueError(f"a study needs one seed or more, not {self.seeds}")
-        if self.seeds is not None and self.only:
+        if None not in (self.seeds, self.seed):
             raise ValueError("--seeds says how many seeds and --seed which: give one of them")
         if self.conversation and self.clip != "moving-shapes":
             raise ValueError("the chat model has a CLIP of its own: leave out --clip")
-        check_level(1 if self.level is None else self.level)
         check_given_file(self.path)
         options.check_out(self.store, self.runs)
         check_tower(self.clip, None)
@@ -84,7 +83,7 @@ class AskedStudy:
     def chosen(self) -> list[int]:
         "The seeds."
         usual = 1 if self.quick else 3 if self.full or self.conversation else 5
-        return list(dict.fromkeys(self.only or range(self.seeds or usual)))
+        return [*range(self.seeds or usual)] if self.seed is None else [self.seed]
 
 # %% ../../nbs/workshop/cli/ablations.ipynb #1539e839
 def tell(seed: int, row):
@@ -121,10 +120,10 @@ def full_study(asked: AskedStudy):
         from .. import study_tables
         from ..backbone import load_clip
         from ..ledger import read_csv
-    model, level = load_clip(asked.clip), asked.level or 1
+    model = load_clip(asked.clip)
     config = library.QUICK_LENGTH if asked.quick else library.FULL_LENGTH
     rows = [row for row in library.FULL_ROWS if not asked.rows or row.name in asked.rows]
-    how = dict(level=level, store=asked.store)
+    how = dict(level=asked.level, store=asked.store)
     how |= dict(clips=20, held=20, pictures=12) if asked.quick else {}
     for seed in asked.chosen:
         ground = library.Ground(model, replace(config, seed=seed), **how)
@@ -159,10 +158,10 @@ def ablations(
     full: options.Full = False,
     conversation: options.Talk = False,
     seeds: options.Seeds = None,
-    only: options.OnlySeeds = None,
+    seed: options.Seed = None,
     tables: options.Tables = None,
     rows: options.StudyRows = None,
-    level: options.StudyLevel = None,
+    level: options.Level = 1,
     store: options.Store = None,
     runs: options.Runs = None,
     clip: options.ClipName = "moving-shapes",

@@ -10,13 +10,13 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait',
            'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Dialogues',
            'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes',
-           'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'OnlySeeds', 'Full',
-           'Talk', 'StudyRows', 'StudyLevel', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
-           'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFile', 'AskUnread', 'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path',
-           'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name',
-           'check_device_name', 'check_workers', 'check_activation', 'check_tuning', 'check_reader_name',
-           'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
+           'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk',
+           'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName',
+           'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread',
+           'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path', 'check_one_clip',
+           'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name',
+           'check_workers', 'check_activation', 'check_tuning', 'check_reader_name', 'check_adapter', 'check_video',
+           'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -280,9 +280,6 @@ Skip = Annotated[bool, typer.Option("--skip", help="leave out clips missing or u
 Outside = Annotated[bool, typer.Option("--outside", help="pack clips outside their folder, too")]
 Quick = Annotated[bool, typer.Option("--quick", help="one seed, two steps: every row runs")]
 Seeds = option(int, "how many; 5, or 3 of long runs, or 1 if quick", **MOST)
-OnlySeeds = option(
-    list[int], "only this seed, counted from 0; repeat it", "--seed", min=0, max=2**32 - 1
-)
 Full = Annotated[
     bool, typer.Option("--full", help="eight rows as long as the shipped adapter, with curves")
 ]
@@ -290,9 +287,6 @@ Talk = Annotated[
     bool, typer.Option("--conversation", help="Table 1 as answers of the laptop's chat model")
 ]
 StudyRows = option(list[str], f"only these rows: {', '.join(FULL_ROWS)}", "--row")
-StudyLevel = option(
-    int, "of Moving Shapes, for --full: 1, or 2 with two things in a clip", "--level"
-)
 Runs = option(Path, "folder for long runs, which go on there where they were cut off")
 Tables = option(list[str], f"only these tables: {', '.join(STUDIES)}", "--table")
 
