@@ -60,6 +60,8 @@ instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges
 clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
+playing             pictures with controls, for lessons
+exercises           check(answer) of the lessons' exercises
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
 zero_shot           and what it finds: retrieval and recognition on Moving Shapes and on any data set

@@ -119,7 +119,7 @@ def test_any_model(size):
     model = with_words(adapter(tiny_clip(image_size=size)))
     explorer = x.explore(model, torch.randint(256, (5, 48, 64, 3), dtype=torch.uint8), ["a"])
     assert explorer.grid == (size[0] // 8, size[1] // 8) and explorer.maps.shape[-2:] == (5, 5)
-    assert len(explorer.html()) < x.LIMIT and len(explorer.figure()._repr_png_()) > 1000
+    assert len(explorer.html()) < x.LIMIT and len(explorer.figure().png()) > 1000
     live = explorer.widget()
     assert len(live.weights) == explorer.grid[0] * explorer.grid[1] * 25
     live.caption = "b"

@@ -271,7 +271,7 @@ def test_any_number_of_frames(frames):
         map_figures.relevance_figure(model, clip, ["x", "$x^2$ <b>"]),
         map_figures.gate_figure(model),
     ]
-    assert all(len(p._repr_png_()) > 1000 for p in pictures)
+    assert all(len(p.png()) > 1000 for p in pictures)
 
 
 def test_half_precision():

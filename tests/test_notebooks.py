@@ -103,7 +103,12 @@ def small_repository(folder):
         v4.new_code_cell("#| export\nfrom bt_adapter import __version__", execution_count=7),
         v4.new_code_cell("# answer\nassert slider", metadata={"tags": []}),
     ]
-    room[2].outputs = [v4.new_output("display_data", view), v4.new_output("stream", text="seen")]
+    still = {**view, "image/png": "iVBORw0KGgo="}
+    room[2].outputs = [
+        v4.new_output("display_data", view),
+        v4.new_output("display_data", still),
+        v4.new_output("stream", text="seen"),
+    ]
     index = [
         v4.new_markdown_cell("![plot](plot.png) [room](10_room.ipynb) [out](https://x.org)"),
         v4.new_code_cell("#| echo: false\nobject()"),
@@ -131,7 +136,9 @@ def test_tidying(tmp_path):
     room = json.loads((tmp_path / "nbs/10_room.ipynb").read_text())
     assert room["metadata"] == {"kernelspec": KERNEL}
     assert [cell["metadata"] for cell in room["cells"]] == [{}, {}, ANSWER]
-    assert [o["output_type"] for o in room["cells"][2]["outputs"]] == ["stream"]
+    picture, text = room["cells"][2]["outputs"]
+    assert "image/png" in picture["data"] and WIDGET not in picture["data"]
+    assert text["output_type"] == "stream"
     module = (tmp_path / "bt_adapter/room.py").read_text()
     assert f"#{room['cells'][1]['id']}\nfrom . import" in module
     readme = (tmp_path / "README.md").read_text()

@@ -48,11 +48,16 @@ def fold_answers(notebook):
 
 
 def strip_widgets(notebook):
-    """Take out what web viewers of notebooks break on: live widgets and their saved state."""
+    """Take out what web viewers of notebooks break on: live widgets and their saved state.
+
+    A widget that brought a still picture leaves it behind.
+    """
     notebook["metadata"] = {"kernelspec": KERNEL}
     for cell in notebook["cells"]:
         if "outputs" in cell:
-            cell["outputs"] = [o for o in cell["outputs"] if WIDGET not in o.get("data", {})]
+            live = [o for o in cell["outputs"] if o.get("data", {}).pop(WIDGET, None)]
+            stay = [o for o in live if any(kind.startswith("image/") for kind in o["data"])]
+            cell["outputs"] = [o for o in cell["outputs"] if o not in live or o in stay]
 
 
 def clean():

@@ -12,6 +12,7 @@ from functools import cache
 from html import escape
 
 from .payload import explorer_script, quantize
+from ..figures import Picture
 
 # %% ../../nbs/workshop/explorer/widgets.ipynb #e23057bb
 @cache
@@ -98,7 +99,8 @@ def plain_widget(
     def draw(_=None):
         state = dict(frame=frame.value - 1, place=(row.value - 1, column.value - 1))
         state |= dict(layer=layer.value - 1, head=head.value, caption=found["caption"])
-        image.value = explorer.figure(**state)._repr_png_()
+        image.value = png = explorer.figure(**state).png()
+        image.layout.width = f"{Picture.width_of(png)}px"
 
     def ask(_=None):
         text, heat = explorer.ask(box.value)
