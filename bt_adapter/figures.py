@@ -31,11 +31,11 @@ from .files import write_whole
 from .pixels import check_clip
 from .terminal import shown
 
-# %% ../nbs/workshop/figures.ipynb #c7bcdeda
+# %% ../nbs/workshop/figures.ipynb #5a4b1c7e
 SHARP = 2  # pixels of a screen to one of a page
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 
-
+# %% ../nbs/workshop/figures.ipynb #c7bcdeda
 class Picture(Figure):
     "A matplotlib figure that shows itself in a notebook, without pyplot or a backend."
 
