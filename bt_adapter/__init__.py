@@ -60,6 +60,7 @@ instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges
 clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
+drawings            the architecture, cubes of tokens and what losses compare, in SVG
 playing             pictures with controls, for lessons
 exercises           check(answer) of the lessons' exercises
 demo                what `bta-demo` shows
