@@ -62,6 +62,7 @@ clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
 drawings            the architecture, cubes of tokens and what losses compare, in SVG
 playing             pictures with controls, for lessons
+extras              what is not installed, and how it is
 exercises           check(answer) of the lessons' exercises
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
