@@ -61,6 +61,8 @@ benchmark, gallery  questions, answers and judges
 clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
 drawings            the architecture, cubes of tokens and what losses compare, in SVG
+films               clips side by side as one moving picture
+token_pictures      an image, its patches and its tokens
 playing             pictures with controls, for lessons
 extras              what is not installed, and how it is
 exercises           check(answer) of the lessons' exercises
