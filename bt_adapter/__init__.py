@@ -62,6 +62,7 @@ clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
 playing             pictures with controls, for lessons
 exercises           check(answer) of the lessons' exercises
+course              the lessons in three paths, and the minutes of each
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
 zero_shot           and what it finds: retrieval and recognition on Moving Shapes and on any data set

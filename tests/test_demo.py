@@ -247,13 +247,6 @@ def test_a_conversation_is_told_and_drawn(run, monkeypatch):
     assert out.count("Which shape is it?") == 2 and "\x1b" not in out
 
 
-def test_the_first_page_lists_all_lessons_in_order():
-    page = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
-    text = "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown")
-    listed = re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", text, re.M)
-    assert listed == [path.name for path in LESSONS]
-
-
 def test_the_card_tells_the_figures():
     samples = CLIPS.parent
     card = (samples / "README.md").read_text(encoding="utf-8")
