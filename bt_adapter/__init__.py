@@ -61,6 +61,7 @@ benchmark, gallery  questions, answers and judges
 clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
 films               clips that move side by side, with words
+drawings            the architecture, cubes of tokens and what losses compare, in SVG
 playing             pictures with controls, for lessons
 exercises           check(answer) of the lessons' exercises
 course              the lessons in three paths, and the minutes of each

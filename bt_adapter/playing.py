@@ -10,13 +10,16 @@ from base64 import b64encode
 from collections.abc import Callable
 from inspect import signature
 
+from .drawings.canvas import Drawing
 from .figures import Picture
 
 # %% ../nbs/workshop/playing.ipynb #7f0e73d2
 def drawing(
-    drawn: Picture | str | bytes,  # a figure, an SVG or a GIF
+    drawn: Picture | Drawing | str | bytes,  # a figure, an SVG or a GIF
 ) -> tuple[str, str | bytes]:  # its MIME type, and the data
     "What was drawn, ready to be shown."
+    if isinstance(drawn, Drawing):
+        drawn = drawn.svg
     if isinstance(drawn, Picture):
         return "image/png", drawn.png()
     if isinstance(drawn, str) and drawn.lstrip().startswith("<svg"):
@@ -31,7 +34,7 @@ class InteractivePicture:
 
     def __init__(
         self,
-        draw: Callable[..., Picture | str | bytes],  # takes the values of the controls by name
+        draw: Callable[..., Picture | Drawing | str | bytes],  # takes the controls' values by name
         controls: dict,  # name -> what ipywidgets.interactive takes, or a widget
         first: dict,  # name -> the value that the still picture has
     ):
@@ -81,7 +84,9 @@ class InteractivePicture:
 
 # %% ../nbs/workshop/playing.ipynb #c15c814e
 def interactive_picture(
-    draw: Callable[..., Picture | str | bytes],  # takes the values of the controls by name
+    draw: Callable[
+        ..., Picture | Drawing | str | bytes
+    ],  # takes the values of the controls by name
     **controls,  # name -> (low, high), (low, high, step), a list, True or False, or a widget
 ) -> InteractivePicture:
     "A picture with controls above it. Raises ValueError for a control without a default in `draw`."
