@@ -64,6 +64,7 @@ films               clips that move side by side, with words
 drawings            the architecture, cubes of tokens and what losses compare, in SVG
 playing             pictures with controls, for lessons
 exercises           check(answer) of the lessons' exercises
+front_page          what the first page says, from recorded results
 course              the lessons in three paths, and the minutes of each
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for

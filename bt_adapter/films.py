@@ -24,12 +24,15 @@ class Film(bytes):
 
     words = ""  # for those who cannot see it
 
+    def __repr__(self) -> str:
+        return self.words
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         width, data = Picture.width_of(self), b64encode(self).decode()
         html = (
             f'<img src="data:image/gif;base64,{data}" width="{width}" alt="{escape(self.words)}">'
         )
-        return {"text/html": html, "text/plain": self.words}
+        return {"text/html": html}
 
 # %% ../nbs/workshop/films.ipynb #e516e41a
 MARKS = {"✓": "#007A5A", "✗": "#C24E00"}  # legible on white

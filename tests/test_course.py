@@ -3,8 +3,7 @@
 import json
 import re
 
-from test_notebooks import LESSONS
-from tidy import ROOT
+from tidy import LESSONS, ROOT
 
 from bt_adapter.course import PATHS, course_map
 
