@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'WORDS', 'LINES', 'Lesson', 'code_lines', 'read_lesson', 'notebooks_folder', 'lessons', 'CourseMap',
-           'course_map']
+           'course_map', 'workshop_list']
 
 # %% ../nbs/workshop/course.ipynb #0d3473a9
 import json
@@ -121,9 +121,7 @@ class CourseMap:
     def _repr_markdown_(self) -> str:
         if not any(self.paths.values()):
             names = [f"* {path}: {', '.join(names)}" for path, names in PATHS.items()]
-            why = (
-                "The notebooks are not beside this installation, so their minutes are not counted:"
-            )
+            why = "The notebooks are not beside this installation, so no minutes are counted:"
             return "\n".join([why, "", *names])
         parts = [f"**{self.heading(path)}**\n\n{self.table(path)}" for path in self.paths]
         return "\n\n".join(parts)
@@ -134,3 +132,19 @@ def course_map(
 ) -> CourseMap:
     "The three paths through the course, with the minutes of each lesson."
     return CourseMap(lessons(folder or notebooks_folder()))
+
+# %% ../nbs/workshop/course.ipynb #d6d00cc0
+def workshop_list(
+    folder: Path | None = None,  # of the notebooks; None: those beside the package
+) -> str:
+    "Links to all notebooks of the workshop, by folder, as Markdown that is folded together."
+    root, groups = folder or notebooks_folder(), {}
+    for path in sorted((root / "workshop").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" not in path.parts:
+            place = path.parent.relative_to(root / "workshop").as_posix()
+            link = f"[{path.stem}]({path.relative_to(root).as_posix()})"
+            groups.setdefault("the package" if place == "." else place, []).append(link)
+    count = sum(map(len, groups.values()))
+    lines = [f"* **{place}**: {', '.join(links)}" for place, links in groups.items()]
+    head = f"<details><summary>All {count} notebooks of the workshop</summary>"
+    return "\n".join([head, "", *lines, "", "</details>"])
