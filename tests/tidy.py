@@ -9,7 +9,6 @@ import ast
 import filecmp
 import json
 import os
-import posixpath
 import re
 import shutil
 import subprocess
@@ -17,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from first_cells import directives, make_first_cells
+from first_cells import make_first_cells
+from first_page import render_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,7 +34,13 @@ def lessons(root):
 
 
 NOTEBOOKS, LESSONS = notebooks(ROOT), lessons(ROOT)
-TOOLS = ("pyproject.toml", "settings.ini", "tests/tidy.py", "tests/first_cells.py")  # of tidying
+TOOLS = (
+    "pyproject.toml",
+    "settings.ini",
+    "tests/tidy.py",
+    "tests/first_cells.py",
+    "tests/first_page.py",
+)  # of tidying
 TIDIED = ("nbs", "bt_adapter", "README.md")  # what tidying may write
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -135,39 +141,6 @@ def begin():
         notebook = json.loads(path.read_text(encoding="utf-8"))
         make_first_cells(notebook, path.name)
         write_nb(notebook, path)
-
-
-def from_root(match):
-    """A markdown link of a notebook in nbs/, as seen from the root of the repository."""
-    head, target = match.groups()
-    if re.match(r"[a-z]+:|[#/]", target):
-        return match[0]
-    return head + posixpath.normpath(posixpath.join("nbs", target))
-
-
-def render_readme():
-    """README.md from nbs/index.ipynb, its figures in nbs/index_files/."""
-    import nbformat
-    from nbconvert import MarkdownExporter
-
-    index = nbformat.read("nbs/index.ipynb", as_version=4)
-    index.metadata["language_info"] = {"name": "python"}  # which nbdev's cleaning took away
-    index.cells = [cell for cell in index.cells if "hide" not in directives(cell)]
-    for cell in index.cells:
-        if directives(cell).get("echo") == "false":
-            cell.metadata["transient"] = {"remove_source": True}  # nbconvert's own mark
-        cell.source = re.sub(r"^#\s*\|.*\n?", "", cell.source, flags=re.M)
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"(\]\(|src=\")([^)\s\"]+)", from_root, cell.source)
-    figures = Path("nbs/index_files")
-    names = {"unique_key": "figure", "output_files_dir": str(figures)}
-    text, resources = MarkdownExporter().from_notebook_node(index, resources=names)
-    shutil.rmtree(figures, ignore_errors=True)
-    for name, data in resources["outputs"].items():
-        figures.mkdir(exist_ok=True)
-        Path(name).write_bytes(data)
-    note = "<!-- Rendered from nbs/index.ipynb by tests/tidy.py: edit the notebook. -->\n\n"
-    Path("README.md").write_text(note + text.strip() + "\n", encoding="utf-8")
 
 
 def tidy():
