@@ -42,9 +42,13 @@ def exports(cell):
 @cache
 def imported(source: str) -> frozenset[str]:
     """The modules that code imports anywhere; `from a import b` may mean a and a.b."""
-    source = re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.M)  # magic commands
+    source = re.sub(r"^([ \t]*)[%!].*$", r"\1pass", source, flags=re.M)  # magic commands
+    try:
+        nodes = ast.walk(ast.parse(source))
+    except SyntaxError:  # another language, after %%
+        return frozenset()
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,11 +83,12 @@ def packages_of(notebook) -> set[str]:
 
     Without Triton modules do without, but a notebook's own kernels do not.
     """
-    code = "\n".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code")
-    own = {module.partition(".")[0] for module in imported(code)}
-    files = {path for module in imported(code) for path in files_of(module)}
-    theirs = [imported(path.read_text(encoding="utf-8")) for path in files]
-    return own | {module.partition(".")[0] for found in theirs for module in found} - {"triton"}
+    code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    own = set().union(*map(imported, code))
+    files = {path for module in own for path in files_of(module)}
+    theirs = set().union(*(imported(path.read_text(encoding="utf-8")) for path in files))
+    tops = [{module.partition(".")[0] for module in modules} for modules in (own, theirs)]
+    return tops[0] | tops[1] - {"triton"}
 
 
 def extras_of(packages: set[str]) -> list[str]:

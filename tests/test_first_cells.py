@@ -131,6 +131,7 @@ def test_elsewhere_it_does_nothing(published, run):
         ("from bt_adapter import VideoChat", ["chat"]),
         ("import bt_adapter.datasets", ["train"]),
         ("%pip list\nif 1:\n    !ls\n    import webdataset", ["train"]),
+        ("%%bash\nls -l nowhere | wc; import peft", []),
     ],
 )
 def test_the_extras_that_a_lesson_needs(published, code, extras):
