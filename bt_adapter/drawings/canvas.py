@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'WHITE', 'FROZEN', 'TRAINED', 'PLAIN', 'LOSS', 'SPEECH', 'GHOST', 'GROUND', 'PALE', 'SCRIPT', 'Paint',
-           'Drawing', 'Box', 'markup', 'check_lit', 'Canvas']
+           'Drawing', 'Box', 'markup', 'Strokes', 'check_lit', 'Canvas']
 
 # %% ../../nbs/workshop/drawings/canvas.ipynb #04df535b
 import re
@@ -103,7 +103,98 @@ def markup(
     parts = words.split("$")
     return "".join(_math(p, size + 1.5) if i % 2 else escape(p) for i, p in enumerate(parts))
 
-# %% ../../nbs/workshop/drawings/canvas.ipynb #b360fa20
+# %% ../../nbs/workshop/drawings/canvas.ipynb #1f96b808
+def _point(x: float, y: float) -> str:
+    return f"{round(x, 1):g},{round(y, 1):g}"
+
+# %% ../../nbs/workshop/drawings/canvas.ipynb #ac2d444a
+class Strokes:
+    "Lines, arrows and marks, from the back to the front."
+
+    def __init__(self):
+        self.shapes = []
+
+    def polygon(
+        self,
+        points: Iterable[tuple[float, float]],
+        fill: str,
+        edge: str = "none",
+        width: float = 1,  # of the edge
+        opacity: float = 1,
+    ):
+        joined = " ".join(_point(*point) for point in points)
+        more = f' stroke-width="{width:g}"' * (width != 1)
+        more += f' opacity="{opacity:g}"' * (opacity != 1)
+        self.shapes.append(f'<polygon points="{joined}" fill="{fill}" stroke="{edge}"{more}/>')
+
+    def curve(
+        self,
+        start: tuple[float, float],
+        over: tuple[float, float],  # what pulls at its middle
+        end: tuple[float, float],
+        color: str,
+        width: float = 1.5,
+        opacity: float = 1,
+    ):
+        path = f"M{_point(*start)} Q{_point(*over)} {_point(*end)}"
+        self.shapes.append(
+            f'<path d="{path}" fill="none" stroke="{color}" stroke-width="{width:g}" '
+            f'opacity="{opacity:g}"/>'
+        )
+
+    def dot(self, at: tuple[float, float], radius: float, color: str):
+        x, y = at
+        self.shapes.append(f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="{color}"/>')
+
+    def etc(self, x: float, y: float, color: str) -> tuple[float, float]:
+        "Three dots one below another, for what is left out; returns the last."
+        for i in (-6, 0, 6):
+            self.dot((x, y + i), 1.3, color)
+        return x, y + 6
+
+    def line(
+        self,
+        *points: tuple[float, float],
+        color: str = PLAIN.edge,
+        width: float = 1.5,
+        dashed: bool = False,
+        kind: str = "line",
+        round_by: float = 7,  # radius of the corners
+    ):
+        "Straight pieces with round corners."
+        path = [f"M{_point(*points[0])}"]
+        for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+            for sign, other in (("L", before), ("Q", after)):
+                far = hypot(other[0] - corner[0], other[1] - corner[1])
+                share = min(1, round_by / far)
+                near = [c + share * (o - c) for c, o in zip(corner, other, strict=True)]
+                middle = f"{_point(*corner)} " if sign == "Q" else ""
+                path.append(f"{sign}{middle}{_point(*near)}")
+        path.append(f"L{_point(*points[-1])}")
+        dash = ' stroke-dasharray="4 3"' * dashed
+        self.shapes.append(
+            f'<path class="{kind}" d="{"".join(path)}" fill="none" stroke="{color}" '
+            f'stroke-width="{width:g}"{dash}/>'
+        )
+
+    def arrow(
+        self,
+        *points: tuple[float, float],  # from the edge of one thing to the edge of another
+        color: str = PLAIN.edge,
+        width: float = 1.5,
+        head: float = 7,  # its length
+        kind: str = "arrow",  # or "axis", which touches nothing
+    ):
+        (x0, y0), (x, y) = points[-2:]
+        far = hypot(x - x0, y - y0)
+        u, v = (x - x0) / far, (y - y0) / far  # where it points
+        neck = x - head * u, y - head * v
+        self.line(*points[:-1], neck, color=color, width=width, kind=kind)
+        wing = 0.45 * head
+        wings = [(neck[0] - s * wing * v, neck[1] + s * wing * u) for s in (1, -1)]
+        self.polygon([(x, y), *wings], color)
+
+# %% ../../nbs/workshop/drawings/canvas.ipynb #60ae97bd
 def check_lit(
     lit: str | Iterable[str] | None,
     parts: Iterable[str],  # that a picture has
@@ -116,16 +207,13 @@ def check_lit(
         raise ValueError(f"There is no part {unknown[0]!r} to light: choose among {parts}.")
     return set(lit)
 
-
-def _point(x: float, y: float) -> str:
-    return f"{round(x, 1):g},{round(y, 1):g}"
-
-
-class Canvas:
-    "What is drawn, from the back to the front."
+# %% ../../nbs/workshop/drawings/canvas.ipynb #b360fa20
+class Canvas(Strokes):
+    "A picture on white ground, whose parts are lit or pale."
 
     def __init__(self, width: float, height: float, lit: set[str] | None = None):
-        self.size, self.lit, self.shapes = (width, height), lit, []
+        super().__init__()
+        self.size, self.lit = (width, height), lit
         self.box(0, 0, width, height, paint=Paint(WHITE, WHITE), radius=10, kind="ground")
 
     @contextmanager
@@ -184,86 +272,6 @@ class Canvas:
         if words:
             self.label(box.center, words, size, color=paint.edge if bold else INK, bold=bold)
         return box
-
-    def polygon(
-        self,
-        points: Iterable[tuple[float, float]],
-        fill: str,
-        edge: str = "none",
-        width: float = 1,  # of the edge
-        opacity: float = 1,
-    ):
-        joined = " ".join(_point(*point) for point in points)
-        more = f' stroke-width="{width:g}"' * (width != 1)
-        more += f' opacity="{opacity:g}"' * (opacity != 1)
-        self.shapes.append(f'<polygon points="{joined}" fill="{fill}" stroke="{edge}"{more}/>')
-
-    def curve(
-        self,
-        start: tuple[float, float],
-        over: tuple[float, float],  # what pulls at its middle
-        end: tuple[float, float],
-        color: str,
-        width: float = 1.5,
-        opacity: float = 1,
-    ):
-        path = f"M{_point(*start)} Q{_point(*over)} {_point(*end)}"
-        self.shapes.append(
-            f'<path d="{path}" fill="none" stroke="{color}" stroke-width="{width:g}" '
-            f'opacity="{opacity:g}"/>'
-        )
-
-    def dot(self, at: tuple[float, float], radius: float, color: str):
-        x, y = at
-        self.shapes.append(f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="{color}"/>')
-
-    def line(
-        self,
-        *points: tuple[float, float],
-        color: str = PLAIN.edge,
-        width: float = 1.5,
-        dashed: bool = False,
-        kind: str = "line",
-        round_by: float = 7,  # radius of the corners
-    ):
-        "Straight pieces with round corners."
-        path = [f"M{_point(*points[0])}"]
-        for before, corner, after in zip(points, points[1:], points[2:], strict=False):
-            for sign, other in (("L", before), ("Q", after)):
-                far = hypot(other[0] - corner[0], other[1] - corner[1])
-                share = min(1, round_by / far)
-                near = [c + share * (o - c) for c, o in zip(corner, other, strict=True)]
-                middle = f"{_point(*corner)} " if sign == "Q" else ""
-                path.append(f"{sign}{middle}{_point(*near)}")
-        path.append(f"L{_point(*points[-1])}")
-        dash = ' stroke-dasharray="4 3"' * dashed
-        self.shapes.append(
-            f'<path class="{kind}" d="{"".join(path)}" fill="none" stroke="{color}" '
-            f'stroke-width="{width:g}"{dash}/>'
-        )
-
-    def etc(self, x: float, y: float, color: str) -> tuple[float, float]:
-        "Three dots one below another, for what is left out; returns the last."
-        for i in (-6, 0, 6):
-            self.dot((x, y + i), 1.3, color)
-        return x, y + 6
-
-    def arrow(
-        self,
-        *points: tuple[float, float],  # from the edge of one thing to the edge of another
-        color: str = PLAIN.edge,
-        width: float = 1.5,
-        head: float = 7,  # its length
-        kind: str = "arrow",  # or "axis", which touches nothing
-    ):
-        (x0, y0), (x, y) = points[-2:]
-        far = hypot(x - x0, y - y0)
-        u, v = (x - x0) / far, (y - y0) / far  # where it points
-        neck = x - head * u, y - head * v
-        self.line(*points[:-1], neck, color=color, width=width, kind=kind)
-        wing = 0.45 * head
-        wings = [(neck[0] - s * wing * v, neck[1] + s * wing * u) for s in (1, -1)]
-        self.polygon([(x, y), *wings], color)
 
     def circle(
         self, at: tuple[float, float], radius: float, words: str = "", paint: Paint = PLAIN

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Token', 'ASKS', 'Clip', 'KINDS', 'Cube', 'check_sizes', 'chosen', 'picture_of', 'draw_frames', 'draw_cube',
-           'number_frames', 'token_cube', 'answers', 'pairs', 'attention_cube', 'asymmetric_masking']
+           'number_frames', 'token_cube', 'answers', 'pairs', 'draw_looks', 'draw_bill', 'attention_cube',
+           'asymmetric_masking']
 
 # %% ../../nbs/workshop/drawings/cubes.ipynb #85a5db46
 from base64 import b64encode
@@ -77,7 +78,7 @@ class Cube(NamedTuple):
     def tokens(self) -> list[tuple[int, int, int]]:
         return [*np.ndindex(self.frames, self.rows, self.columns)]
 
-
+# %% ../../nbs/workshop/drawings/cubes.ipynb #7669b7ac
 def check_sizes(t: int, rows: int, columns: int):
     "Raises ValueError for a cube without tokens, or too many to be seen."
     for name, value, most in (("t", t, 16), ("rows", rows, 16), ("columns", columns, 16)):
@@ -148,7 +149,7 @@ def draw_cube(
         else:
             canvas.polygon(cube.outline(*token), "none", edge, 0.8)
 
-
+# %% ../../nbs/workshop/drawings/cubes.ipynb #39158535
 def number_frames(canvas: Canvas, cube: Cube):
     "Under each frame its number."
     for frame in range(cube.frames):
@@ -199,7 +200,28 @@ def pairs(kind: str, t: int, patches: int) -> int:
     "How many pairs of patches are compared: t and l, once or squared."
     return dict(temporal=patches * t**2, spatial=t * patches**2, joint=(t * patches) ** 2)[kind]
 
+# %% ../../nbs/workshop/drawings/cubes.ipynb #5820e47c
+def draw_looks(canvas: Canvas, cube: Cube, query: tuple[int, int, int], shown: set[Token]):
+    "A line to each token that is looked at; to those in the same place, in an arc."
+    center = cube.center(*query)
+    faint = min(0.9, max(0.15, 24 / max(1, len(shown))))  # many lines would hide the tokens
+    for token in sorted(shown):
+        x, y = cube.center(*token)
+        rise = 0.18 * abs(x - center[0]) if token[1:] == query[1:] else 0
+        over = (center[0] + x) / 2, (center[1] + y) / 2 - rise
+        canvas.curve(center, over, (x, y), ASKS.edge, 1.2, faint)
 
+
+def draw_bill(canvas: Canvas, y: float, counts: dict[str, int], lit: str):
+    "A bar for each kind of attention, as long as its pairs are many."
+    for i, (name, count) in enumerate(counts.items()):
+        length, bold = max(2, 560 * count / max(counts.values())), name == lit
+        middle = y + 22 * i
+        canvas.label((96, middle), name, 12, "end", bold=bold)
+        canvas.box(104, middle - 7, length, 14, "", ASKS if bold else GHOST, 2, kind="mark")
+        canvas.label((112 + length, middle), f"{count:,}", 12, "start", bold=bold)
+
+# %% ../../nbs/workshop/drawings/cubes.ipynb #c95bef06
 def attention_cube(
     kind: str,  # "temporal", "spatial" or "joint"
     t: int = 8,  # frames
@@ -223,26 +245,13 @@ def attention_cube(
         return ASKS if token == query else FROZEN if token in shown else GHOST
 
     draw_cube(canvas, cube, paint, clip)
-    center = cube.center(*query)
-    others = sorted(shown - {query})
-    for token in others:
-        end = cube.center(*token)
-        rise = 0.18 * abs(end[0] - center[0]) if kind == "temporal" else 0
-        over = (center[0] + end[0]) / 2, (center[1] + end[1]) / 2 - rise
-        faint = min(0.9, max(0.15, 24 / len(others)))  # many lines would hide the tokens
-        canvas.curve(center, over, end, ASKS.edge, 1.2, faint)
+    draw_looks(canvas, cube, query, shown - {query})
     canvas.polygon(cube.outline(*query), "none" if clip is not None else ASKS.fill, ASKS.edge, 2)
     number_frames(canvas, cube)
     counts = {name: pairs(name, t, cube.patches) for name in KINDS}
     told = f"One patch is compared with {len(shown)} of {t * cube.patches}, itself included."
-    words = f"{told} All in all, these pairs of patches:"
-    canvas.label((30, 240), words, 12, "start", MUTED)
-    for i, (name, count) in enumerate(counts.items()):
-        y, length = 262 + 22 * i, max(2, 560 * count / counts["joint"])
-        color = ASKS if name == kind else GHOST
-        canvas.label((96, y), name, 12, "end", bold=name == kind)
-        canvas.box(104, y - 7, length, 14, "", color, 2, kind="mark")
-        canvas.label((112 + length, y), f"{count:,}", 12, "start", bold=name == kind)
+    canvas.label((30, 240), f"{told} All in all, these pairs of patches:", 12, "start", MUTED)
+    draw_bill(canvas, 262, counts, kind)
     return canvas.drawing(KINDS[kind], f"{told} That makes {counts[kind]:,} pairs.")
 
 # %% ../../nbs/workshop/drawings/cubes.ipynb #2122c4a5

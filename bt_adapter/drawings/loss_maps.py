@@ -86,7 +86,7 @@ def clip_cube(canvas: Canvas, x: float, y: float, width: float, paint: Paint):
     draw_cube(canvas, cube, lambda token: paint if token in shown else GHOST)
     return cube.corner(2, 2, 4)
 
-
+# %% ../../nbs/workshop/drawings/loss_maps.ipynb #bbc4de75
 def _vtc(canvas: Canvas) -> str:
     video = contrast(canvas, "videos", "$v$", MIXED)
     branch = canvas.box(14, Y - 2, 112, 36, "branch:\nits video CLS", TRAINED)
