@@ -15,6 +15,7 @@ from .canvas import (
     GROUND,
     LOSS,
     MUTED,
+    PLAIN,
     SPEECH,
     TRAINED,
     Box,
@@ -84,7 +85,7 @@ def draw_clip(canvas: Canvas, cut: Box) -> Box:
 def _branch_layer(canvas: Canvas, y: float, name: str) -> Box:
     "Time, then space; returns where both stand."
     with canvas.part("temporal"):
-        time = canvas.box(BRANCH - 85, y, 170, 30, "temporal attention  $W_t$", TRAINED)
+        time = canvas.box(BRANCH - 85, y, 170, 30, "temporal attention $W_t$", TRAINED)
         canvas.label((BRANCH + 94, y + 15), name, 12, "start", TRAINED.edge, bold=True)
     with canvas.part("spatial"):
         space = canvas.box(BRANCH - 85, y + 40, 170, 30, "spatial attention, MLP", TRAINED)
@@ -112,7 +113,7 @@ def draw_branch(canvas: Canvas) -> tuple[Box, list[Box]]:
     with canvas.part("gates"):
         gates = []
         for y, number in zip(TAPS[1:], (4, 4, 5), strict=True):
-            gates.append(canvas.box(BRANCH - 40, y - 13, 80, 26, "gate  $W_b$", TRAINED, 13))
+            gates.append(canvas.box(BRANCH - 40, y - 13, 80, 26, "gate $W_b$", TRAINED, 13))
             canvas.label((BRANCH + 100, y), f"Eq. {number}", 11, "start", MUTED)
         canvas.arrow(first.bottom, gates[0].top, color=TRAINED.edge)
         canvas.etc(BRANCH, 402, TRAINED.edge)
@@ -133,8 +134,8 @@ def draw_taps(canvas: Canvas, joints: list[Box]):
             canvas.label((CLIP + 8, y - 12), state, 12, "start", FROZEN.edge)
         canvas.shape((BAR + 12, TAPS[3] + 12), "mean CLS: b d")
     with canvas.part("masks"):
-        canvas.box(BAR - 5, 232, 10, 368, "", TRAINED, 4, kind="mark", dashed=True)
-        canvas.label((BAR + 13, 220), "tube mask", 12, color=TRAINED.edge, bold=True)
+        canvas.box(BAR - 5, 232, 10, 368, "", SPEECH, 4, kind="mark", dashed=True)
+        canvas.label((BAR + 13, 220), "tube mask", 12, bold=True)
         for y in TAPS[:3]:
             canvas.shape((BAR + 12, y - 11), "b t kept d")
 
@@ -152,7 +153,7 @@ def draw_text(canvas: Canvas):
 
 def draw_losses(canvas: Canvas, branch: Box, gate: Box):
     with canvas.part("clip"):
-        head = canvas.box(BRANCH - 50, 660, 100, 28, "LN  $W_{v‐proj}$", FROZEN)
+        head = canvas.box(BRANCH - 50, 660, 100, 28, "LN $W_{v‐proj}$", FROZEN)
         canvas.arrow(gate.bottom, head.top, color=TRAINED.edge)
     with canvas.part("losses"):
         vtc = canvas.box(TEXT - 40, VTC, 80, 32, "VTC", LOSS, bold=True, size=14)
@@ -188,7 +189,7 @@ def draw_chat(canvas: Canvas):
         branch = canvas.box(CHAT + 8, 160, 76, 58, "branch\nto layer\n$K−1$", TRAINED)
         canvas.arrow((CHAT - 40, seen.y + seen.height), (CHAT - 40, clip.y))
         canvas.arrow(clip.right, branch.left, color=FROZEN.edge)
-        gate = canvas.box(CHAT - 36, 246, 72, 26, "gate  $W_b$", TRAINED, 13)
+        gate = canvas.box(CHAT - 36, 246, 72, 26, "gate $W_b$", TRAINED, 13)
         for side, tower, paint in ((gate.left, clip, FROZEN), (gate.right, branch, TRAINED)):
             corner = tower.at(0.35 if tower == clip else 0.65, 1)
             canvas.arrow(corner, (corner[0], gate.center[1]), side, color=paint.edge)
@@ -201,7 +202,7 @@ def draw_chat(canvas: Canvas):
         canvas.shape((down + 8, 354), "b l d")
         ask = canvas.box(CHAT + 8, 368, 76, 38, "“Which\nway?”", SPEECH, 10)
         model = canvas.box(CHAT - 84, 446, 168, 84, "", FROZEN)
-        for box, count, paint in ((project, 6, TRAINED), (ask, 4, SPEECH)):
+        for box, count, paint in ((project, 6, PLAIN), (ask, 4, SPEECH)):
             middle = box.center[0]
             canvas.arrow(box.bottom, (middle, model.y))
             for i in range(count):
