@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Token', 'ASKS', 'Clip', 'KINDS', 'Cube', 'check_sizes', 'chosen', 'picture_of', 'draw_frames', 'draw_cube',
-           'number_frames', 'token_cube', 'answers', 'pairs', 'draw_looks', 'draw_bill', 'attention_cube',
+           'number_frames', 'token_cube', 'answers', 'pairs', 'draw_looks', 'draw_counts', 'attention_cube',
            'asymmetric_masking']
 
 # %% ../../nbs/workshop/drawings/cubes.ipynb #85a5db46
@@ -212,7 +212,7 @@ def draw_looks(canvas: Canvas, cube: Cube, query: tuple[int, int, int], shown: s
         canvas.curve(center, over, (x, y), ASKS.edge, 1.2, faint)
 
 
-def draw_bill(canvas: Canvas, y: float, counts: dict[str, int], lit: str):
+def draw_counts(canvas: Canvas, y: float, counts: dict[str, int], lit: str):
     "A bar for each kind of attention, as long as its pairs are many."
     for i, (name, count) in enumerate(counts.items()):
         length, bold = max(2, 560 * count / max(counts.values())), name == lit
@@ -251,7 +251,7 @@ def attention_cube(
     counts = {name: pairs(name, t, cube.patches) for name in KINDS}
     told = f"One patch is compared with {len(shown)} of {t * cube.patches}, itself included."
     canvas.label((30, 240), f"{told} All in all, these pairs of patches:", 12, "start", MUTED)
-    draw_bill(canvas, 262, counts, kind)
+    draw_counts(canvas, 262, counts, kind)
     return canvas.drawing(KINDS[kind], f"{told} That makes {counts[kind]:,} pairs.")
 
 # %% ../../nbs/workshop/drawings/cubes.ipynb #2122c4a5
