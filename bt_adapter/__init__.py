@@ -27,7 +27,7 @@ branch_config       what distinguishes one branch from another
 branch, pretrained  equations 1 to 5: BTAdapter, and how it is saved, loaded and published
 folding             two matrices of weights as one
 released            the authors' checkpoints
-losses              equations 6 to 8
+losses, loss_inputs equations 6 to 8, and what they make sure of before they compare
 datasets            captions in ten formats, shards, loaders
 store               frozen states, kept on disk
 small_clip          the CLIP of Moving Shapes

@@ -6,26 +6,12 @@
 __all__ = ['video_text_contrastive', 'masked_branching_token_alignment', 'masked_branching_cross_modal_alignment']
 
 # %% ../nbs/18_losses.ipynb #c1fe9b58
-from functools import reduce
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-# %% ../nbs/18_losses.ipynb #6540070a
-def _at_least_fp32(*tensors):
-    kind = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
-    return [x.to(kind) for x in tensors]
-
-
-def _check_finite(**features):
-    "Raises ValueError that names the rows with NaN or infinity, where looking is free: on CPUs."
-    for name, x in features.items():
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or x.isfinite().all():
-            continue
-        rows = (~x.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
-        raise ValueError(f"{name} must be finite, but there is NaN or infinity in rows {rows}.")
+from .loss_inputs import at_least_fp32, check_numbers
 
 # %% ../nbs/18_losses.ipynb #265728d7
 def video_text_contrastive(
@@ -50,9 +36,9 @@ def video_text_contrastive(
     if not tau > 0:
         raise ValueError(f"tau must be a positive temperature, not {tau}.")
     if check_finite:
-        _check_finite(video=video, text=text)
+        check_numbers(video=video, text=text)
     with torch.autocast(video.device.type, enabled=False):
-        video, text = (F.normalize(x, dim=-1) for x in _at_least_fp32(video, text))
+        video, text = (F.normalize(x, dim=-1) for x in at_least_fp32(video, text))
         logits = video @ text.T / tau
     own = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
@@ -80,8 +66,8 @@ def masked_branching_token_alignment(
     if kind not in ("mse", "cosine"):
         raise ValueError(f"kind must be 'mse' or 'cosine', not {kind!r}.")
     if check_finite:
-        _check_finite(teacher=teacher, student=student)
-    teacher, student = _at_least_fp32(teacher, student)
+        check_numbers(teacher=teacher, student=student)
+    teacher, student = at_least_fp32(teacher, student)
     if kind == "cosine":
         teacher, student = (F.normalize(x, dim=-1) for x in (teacher, student))
     return (teacher - student).square().sum(-1).mean()
@@ -107,6 +93,6 @@ def masked_branching_cross_modal_alignment(
             f"not {tuple(patches.shape)}."
         )
     if check_finite:
-        _check_finite(patches=patches)
-    mean = _at_least_fp32(patches)[0].mean((1, 2))
+        check_numbers(patches=patches)
+    mean = at_least_fp32(patches)[0].mean((1, 2))
     return video_text_contrastive(mean, text, tau, check_finite)
