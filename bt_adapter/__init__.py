@@ -60,9 +60,14 @@ instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges
 clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
+films               clips that move side by side, with words
 drawings            the architecture, cubes of tokens and what losses compare, in SVG
+token_pictures      an image, its patches and its tokens
 playing             pictures with controls, for lessons
+extras              what is not installed, and how it is
 exercises           check(answer) of the lessons' exercises
+front_page          what the first page says, from recorded results
+course              the lessons in three paths, and the minutes of each
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
 zero_shot           and what it finds: retrieval and recognition on Moving Shapes and on any data set

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['record_outputs', 'record_inputs', 'FrozenCLIP', 'ACTIVATIONS', 'samples_folder', 'is_sample', 'without_open_clips_warnings', 'check_named', 'check_weights', 'tell_choices', 'load_clip']
 
-# %% ../nbs/10_frozen_clip.ipynb #efd3acae
+# %% ../nbs/10_frozen_clip.ipynb #94a4ec63
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from . import pixels
 from .frozen_tower import FrozenTower, check_texts
 
-# %% ../nbs/10_frozen_clip.ipynb #2d9ef62b
+
 def record_outputs(blocks: list[nn.Module], into: list) -> list:
     "Hooks that append each block's output to `into`; returns their handles."
     return [b.register_forward_hook(lambda _m, _i, output: into.append(output)) for b in blocks]
@@ -27,7 +26,7 @@ def record_inputs(blocks: list[nn.Module], into: list) -> list:
     "Hooks that append what enters each block to `into`; returns their handles."
     return [b.register_forward_pre_hook(lambda _m, given: into.append(given[0])) for b in blocks]
 
-# %% ../nbs/10_frozen_clip.ipynb #ade0732f
+# %% ../nbs/10_frozen_clip.ipynb #b4bd306a
 class FrozenCLIP(FrozenTower):
     """A frozen CLIP that also gives the states of its layers; `clip(frames)` is `encode_video`.
 
@@ -108,22 +107,6 @@ class FrozenCLIP(FrozenTower):
         """
         (states,) = self.layer_outputs(frames, last=1)
         return self.pool(states)
-
-    def transform(
-        self,
-        clip: UInt8[Tensor, "t h w 3"],  # any size
-    ) -> Float[Tensor, "t 3 height width"]:  # in this CLIP's precision
-        """Resize the shorter side, crop the centre, normalise: all frames alike.
-
-        Raises:
-            ValueError: for anything but pixels in uint8, (t, h, w, 3).
-        Source:
-            open_clip's evaluation transform (`open_clip/transform.py`).
-        """
-        pixels.check_clip(clip)
-        frames = pixels.fit(clip.to(self.position.device), self.image_size)
-        mean, std = self.preprocess["mean"], self.preprocess["std"]
-        return pixels.normalize(frames, mean, std).to(self.dtype)
 
 # %% ../nbs/workshop/backbone/loading.ipynb #1279ab08
 import difflib

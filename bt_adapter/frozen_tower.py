@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from . import pixels
 from .files import home_short
 
 # %% ../nbs/workshop/frozen_tower.ipynb #46990ab2
@@ -235,3 +236,19 @@ class FrozenTower(nn.Module):
             return (images,)
         wide = max(m.out_features for m in self.blocks[0].modules() if isinstance(m, nn.Linear))
         return images.split(frames_at_once(len(images), len(self.position) * wide, self.dtype))
+
+    def transform(
+        self,
+        clip: UInt8[Tensor, "t h w 3"],  # any size
+    ) -> Float[Tensor, "t 3 height width"]:  # in this CLIP's precision
+        """Resize the shorter side, crop the centre, normalise: all frames alike.
+
+        Raises:
+            ValueError: for anything but pixels in uint8, (t, h, w, 3).
+        Source:
+            open_clip's evaluation transform (`open_clip/transform.py`).
+        """
+        pixels.check_clip(clip)
+        frames = pixels.fit(clip.to(self.position.device), self.image_size)
+        mean, std = self.preprocess["mean"], self.preprocess["std"]
+        return pixels.normalize(frames, mean, std).to(self.dtype)
