@@ -25,7 +25,7 @@ kernels             the same in Triton
 branch_layers       equations 1, 2 and 4: its layers in time and space, and the gate
 branch_config       what distinguishes one branch from another
 branch, pretrained  equations 1 to 5: BTAdapter, and how it is saved, loaded and published
-folding             two matrices of weights as one
+folding             how a layer in time is fast: two matrices as one, and kernels
 released            the authors' checkpoints
 losses, loss_inputs equations 6 to 8, and what they make sure of before they compare
 datasets            captions in ten formats, shards, loaders

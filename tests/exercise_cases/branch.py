@@ -1,0 +1,23 @@
+"""Answers to the exercises of the lesson on the branch."""
+
+from exercise_cases import Case
+
+from bt_adapter.exercises.branch import half_backwards
+
+HALF = half_backwards()  # of the weights that are shipped
+OTHER = {"yes": "no", "no": "yes"}[HALF]
+
+CASES = {
+    "closed": Case(
+        right=["patches", "Patches.", "patch"],
+        wrong={"embedding": "other side", "both": "closed gate", "neither": "last line"},
+    ),
+    "no_time": Case(
+        right=[0, "0", 0.0],
+        wrong={12: "which frame came first", 10: "look the same", 3: "too large"},
+    ),
+    "half": Case(
+        right=[HALF, HALF.upper(), HALF == "yes"],
+        wrong={OTHER: "frame" if OTHER == "yes" else "begins", "left": "Choose one of"},
+    ),
+}
