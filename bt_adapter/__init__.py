@@ -62,6 +62,7 @@ benchmark, gallery  questions, answers and judges
 clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
 playing             pictures with controls, for lessons
+extras              what is not installed, and how it is
 exercises           check(answer) of the lessons' exercises
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for
