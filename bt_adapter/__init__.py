@@ -42,6 +42,7 @@ retrieval           which caption belongs to which clip, in any data set
 scenes              the Moving Shapes half of both: batches, scores on a gallery
 ledger              results as dated rows of a CSV file
 recognition         names for what happens
+score_figures       rankings, shares with their intervals and confusions as pictures
 in_place            what strategies that change CLIP's last layers have in common
 strategies, costs   nine ways to make a video encoder of CLIP, and what each costs
 ablations           the paper's tables on a small scale, in few steps

@@ -21,9 +21,6 @@ from tidy import LESSONS, NOTEBOOKS, ROOT
 UNFINISHED = {
     "18_losses",
     "20_pretraining",
-    "22_paper_and_code",
-    "30_finding_clips",
-    "32_recognition",
     "34_strategies",
     "36_which_parts_matter",
     "40_attention_maps",

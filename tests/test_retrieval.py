@@ -206,6 +206,20 @@ def test_the_matrix_is_never_whole(monkeypatch):
     assert len(sizes) == 7 and max(sizes) * 8 <= 0.1 * 2**20 and sum(sizes) == 300 * 300
 
 
+@pytest.mark.parametrize("truth", [0.05, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("n", [20, 72, 400])
+def test_an_interval_holds_the_truth_in_95_of_100_cases(truth, n):
+    held = 0
+    for right in range(n + 1):
+        low, high = metrics.interval(right / n, n)
+        assert -1e-9 <= low <= right / n + 1e-9 and right / n - 1e-9 <= high <= 1 + 1e-9
+        mirrored = metrics.interval(1 - right / n, n)
+        assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-9)
+        chance = math.comb(n, right) * truth**right * (1 - truth) ** (n - right)
+        held += chance * (low <= truth <= high)
+    assert 0.9 < held < 0.99
+
+
 def test_a_query_without_a_match_and_an_unknown_rule_are_told():
     with pytest.raises(ValueError, match="query 1 has no match"):
         match_table(torch.tensor([0, 5, 1]), torch.tensor([1, 0]))
