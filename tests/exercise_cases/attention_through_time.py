@@ -1,10 +1,10 @@
 """Right and wrong answers to the exercises on attention through time."""
 
 import torch
-from exercise_cases import Case
 
 from bt_adapter.exercises.attention_through_time import backwards_maps, causal_attention
 from bt_adapter.temporal_attention import reference_attention
+from exercise_cases import Case
 
 
 def turned_by_index(maps):

@@ -1,8 +1,7 @@
 """Answers to the exercises of the lesson on the branch."""
 
-from exercise_cases import Case
-
 from bt_adapter.exercises.branch import half_backwards
+from exercise_cases import Case
 
 HALF = half_backwards()  # of the weights that are shipped
 OTHER = {"yes": "no", "no": "yes"}[HALF]

@@ -1,6 +1,7 @@
 """Answers to the exercises on finding clips."""
 
 import torch
+
 from exercise_cases import Case
 
 CASES = {

@@ -1,8 +1,7 @@
 """Answers to the exercises of the lesson on a frozen CLIP."""
 
-from exercise_cases import Case
-
 from bt_adapter.exercises.frozen_clip import layers_to_leave_out
+from exercise_cases import Case
 
 CASES = {
     "shuffled_patches": Case(

@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 
 import torch
+
 from exercise_cases import Case
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from exercise_cases import Case
 
 

@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import torch
+
 from exercise_cases import Case
 
 CASES = {

@@ -2,9 +2,8 @@
 
 from fractions import Fraction
 
-from exercise_cases import Case
-
 from bt_adapter.exercises.tubes import directions_found, share_left
+from exercise_cases import Case
 
 still = directions_found()[0]
 CASES = {
