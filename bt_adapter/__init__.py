@@ -64,6 +64,7 @@ drawings            the architecture, cubes of tokens and what losses compare, i
 films               clips side by side as one moving picture
 token_pictures      an image, its patches and its tokens
 playing             pictures with controls, for lessons
+extras              what is not installed, and how it is
 exercises           check(answer) of the lessons' exercises
 demo                what `bta-demo` shows
 evaluation          what an evaluation is asked for

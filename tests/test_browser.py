@@ -18,9 +18,10 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from first_cells import directives
 from nbformat import v4
 from PIL import Image
-from tidy import KERNEL, ROOT, directives
+from tidy import KERNEL, ROOT
 
 from bt_adapter.explorer import Explorer
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tidy import NOTEBOOKS, ROOT
+from tidy import ROOT
 from tiny_hosts import IMAGE, byte_tokenizer, tiny_llama
 from tiny_runs import problems
 
@@ -30,7 +29,6 @@ from bt_adapter.video import read_clip, write_clip
 CLIPS = samples_folder() / "clips"
 NAMES = list(room.sample_scenes())
 CONVERSE = room.converse
-LESSONS = [path for path in NOTEBOOKS if path.parent == ROOT / "nbs" and path.stem != "index"]
 
 
 TALK = [
@@ -247,13 +245,6 @@ def test_a_conversation_is_told_and_drawn(run, monkeypatch):
     assert out.count("Which shape is it?") == 2 and "\x1b" not in out
 
 
-def test_the_first_page_lists_all_lessons_in_order():
-    page = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
-    text = "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown")
-    listed = re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", text, re.M)
-    assert listed == [path.name for path in LESSONS]
-
-
 def test_the_card_tells_the_figures():
     samples = CLIPS.parent
     card = (samples / "README.md").read_text(encoding="utf-8")
@@ -287,10 +278,3 @@ def test_clips_of_another_world_are_told(run, tmp_path):
         status, out, err = run(*arguments, "--json")
         assert status == 0 and words in err and json.loads(out)
         assert err.count("this model knows only Moving Shapes") == bool(words)
-
-
-def test_links_of_the_first_page_lead_somewhere():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = [t for t in re.findall(r"\]\(([^)\s#]+)", text) if not re.match(r"[a-z]+:", t)]
-    assert len(targets) > len(LESSONS)
-    assert [t for t in targets if not (ROOT / t).exists()] == []

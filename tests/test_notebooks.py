@@ -1,25 +1,29 @@
 """The notebooks: each runs in its own process, reads well, and what is made from it is in step."""
 
-import ast
 import json
 import re
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import nbformat
 import pytest
+from first_cells import BADGE, INSTALL, brought_by, directives, extras_of, packages_of
+from form import EXCEPTIONS, RULES, UNFINISHED, Notebook, exercises_in, marks
 from nbformat import v4
-from tidy import ANSWER, KERNEL, NOTEBOOKS, ROOT, WIDGET, directives, origin, tree, untidy
+from tidy import ANSWER, KERNEL, LESSONS, NOTEBOOKS, ROOT, TOOLS, WIDGET, origin, tree, untidy
 from warm import Warm
 
+from bt_adapter.exercises import check
+
 SOURCES = [path for path in NOTEBOOKS if path.stem != "index"]
-LESSONS = [path for path in SOURCES if path.parent == ROOT / "nbs"]
 LIMIT_S = 240
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(home|root|tmp|work|Users|mnt|opt|content)/\w+")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
@@ -27,21 +31,6 @@ def cells(path, kind=None):
     """The notebook's cells as the file has them, all or of one kind."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     return [cell for cell in notebook["cells"] if kind in (None, cell["cell_type"])]
-
-
-def code_lines(cell):
-    """What a reader counts: neither blank lines nor directives."""
-    lines = "".join(cell["source"]).splitlines()
-    return [line for line in lines if line.strip() and not re.match(r"\s*#\s*\|", line)]
-
-
-def is_a_class(cell):
-    """Does the cell hold one class whole, and nothing else?"""
-    try:
-        body = ast.parse("".join(cell["source"])).body
-    except SyntaxError:  # a magic command
-        return False
-    return len(body) == 1 and isinstance(body[0], ast.ClassDef)
 
 
 def test_there_are_notebooks():
@@ -76,10 +65,22 @@ def warm():
     process.close()
 
 
+def without_extras(path):
+    """The packages that the first cell of a lesson does not install."""
+    if path not in LESSONS:
+        return []
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    installed = extras_of(packages_of(notebook))
+    return sorted(
+        {*chain(*map(brought_by, {"chat", "lab", "train"} - {*installed}))} - {"traitlets"}
+    )
+
+
 @pytest.mark.slow
 @each_notebook
-def test_runs(path, tmp_path, warm):
+def test_runs(path, tmp_path, warm, monkeypatch):
     # In an empty folder, as in Colab: a notebook finds its files through the package.
+    monkeypatch.chdir(ROOT)
     sources = {}
     for cell in nbformat.read(path, as_version=4).cells:
         found = directives(cell)
@@ -87,7 +88,7 @@ def test_runs(path, tmp_path, warm):
             exported = found.keys() & {"export", "exporti"}
             sources[cell.id] = as_exported(cell, path) if exported else cell.source
     (tmp_path / "empty").mkdir()
-    warm.run(sources, tmp_path / "empty", LIMIT_S)
+    warm.run(sources, tmp_path / "empty", LIMIT_S, without_extras(path))
 
 
 def test_nothing_is_out_of_step():
@@ -96,21 +97,22 @@ def test_nothing_is_out_of_step():
 
 
 def small_repository(folder):
-    """A repository of one room and an index, both as untidy as Jupyter leaves notebooks."""
+    """A repository of one lesson and an index, both as untidy as Jupyter leaves notebooks."""
     view = {WIDGET: {"model_id": "1"}, "text/plain": "IntSlider()"}
-    room = [
-        v4.new_code_cell("#| default_exp room"),
+    lesson = [
+        v4.new_code_cell("#| default_exp lesson"),
+        v4.new_code_cell(""),
         v4.new_code_cell("#| export\nfrom bt_adapter import __version__", execution_count=7),
         v4.new_code_cell("# answer\nassert slider", metadata={"tags": []}),
     ]
     still = {**view, "image/png": "iVBORw0KGgo="}
-    room[2].outputs = [
+    lesson[3].outputs = [
         v4.new_output("display_data", view),
         v4.new_output("display_data", still),
         v4.new_output("stream", text="seen"),
     ]
     index = [
-        v4.new_markdown_cell("![plot](plot.png) [room](10_room.ipynb) [out](https://x.org)"),
+        v4.new_markdown_cell("![plot](plot.png) [lesson](10_lesson.ipynb) [out](https://x.org)"),
         v4.new_code_cell("#| echo: false\nobject()"),
         v4.new_code_cell("1 + 1"),
     ]
@@ -118,9 +120,9 @@ def small_repository(folder):
     metadata = {"widgets": {"state": {}}, "kernelspec": {"name": "other", "display_name": "Other"}}
     for name in ("nbs", "bt_adapter", "tests"):
         (folder / name).mkdir()
-    for name in ("tests/tidy.py", "pyproject.toml"):
+    for name in TOOLS:
         shutil.copy(ROOT / name, folder / name)
-    for name, some in (("10_room", room), ("index", index)):
+    for name, some in (("10_lesson", lesson), ("index", index)):
         notebook = v4.new_notebook(cells=some, metadata=metadata)
         (folder / f"nbs/{name}.ipynb").write_text(json.dumps(notebook))
     (folder / "bt_adapter/__init__.py").write_text('__version__ = "1.0"\n')
@@ -130,19 +132,22 @@ def test_tidying(tmp_path):
     small_repository(tmp_path)
     tidy = [sys.executable, "tests/tidy.py"]
     found = subprocess.run([*tidy, "--check"], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 1 and "out of step: nbs/10_room.ipynb" in found.stderr
+    assert found.returncode == 1 and "out of step: nbs/10_lesson.ipynb" in found.stderr
     assert not (tmp_path / "README.md").exists()
     subprocess.run(tidy, cwd=tmp_path, check=True)
-    room = json.loads((tmp_path / "nbs/10_room.ipynb").read_text())
-    assert room["metadata"] == {"kernelspec": KERNEL}
-    assert [cell["metadata"] for cell in room["cells"]] == [{}, {}, ANSWER]
-    picture, text = room["cells"][2]["outputs"]
+    lesson = json.loads((tmp_path / "nbs/10_lesson.ipynb").read_text())
+    assert lesson["metadata"] == {"kernelspec": KERNEL}
+    words, install, exported, answer = lesson["cells"]
+    assert (words["id"], install["id"]) == (BADGE, INSTALL)
+    assert "".join(exported["source"]).startswith("#| default_exp lesson\n#| export\n")
+    assert answer["metadata"] == ANSWER and exported["metadata"] == {}
+    picture, text = answer["outputs"]
     assert "image/png" in picture["data"] and WIDGET not in picture["data"]
     assert text["output_type"] == "stream"
-    module = (tmp_path / "bt_adapter/room.py").read_text()
-    assert f"#{room['cells'][1]['id']}\nfrom . import" in module
+    module = (tmp_path / "bt_adapter/lesson.py").read_text()
+    assert f"#{exported['id']}\nfrom . import" in module
     readme = (tmp_path / "README.md").read_text()
-    assert "![plot](nbs/plot.png) [room](nbs/10_room.ipynb) [out](https://x.org)" in readme
+    assert "![plot](nbs/plot.png) [lesson](nbs/10_lesson.ipynb) [out](https://x.org)" in readme
     assert "```python\n1 + 1\n```" in readme and "    <object>\n" in readme
     assert "object()" not in readme and "#|" not in readme
     # nbdev's own commands change nothing more.
@@ -167,17 +172,29 @@ def test_can_be_published(path):
 
 
 @each_notebook
-def test_reads_well(path):
-    for cell in cells(path, "code"):
-        assert len(code_lines(cell)) <= (120 if is_a_class(cell) else 40), cell["id"]
-    kinds = "".join(cell["cell_type"][0] for cell in cells(path) if code_lines(cell))
-    assert "cccc" not in kinds, "more than three code cells in a row without prose"
+def test_has_a_title(path):
     first = "".join(cells(path, "markdown")[0]["source"])
-    assert re.search(r"^# \S", first, re.M), "no title"
+    assert re.search(r"^# \S", first, re.M)
 
 
-@each_lesson
-def test_closes_with_exercises(path):
+@each_source
+def test_reads_well(path):
+    broken = marks(path)
+    if path.stem in UNFINISHED:
+        assert broken, "take it off the list of unfinished lessons in tests/form.py"
+        broken = broken.keys() & {"longest", "class", "in a row", "exported"}  # at all times
+    assert not broken
+
+
+def test_the_lists_of_what_may_read_badly_are_short():
+    assert UNFINISHED <= {path.stem for path in LESSONS}
+    for name, excused in EXCEPTIONS.items():
+        notebook = Notebook(ROOT / f"nbs/{name}.ipynb")
+        assert excused.keys() <= {rule.name for rule in RULES if rule.broken(notebook)}, name
+
+
+def closed_as_before(path):
+    """At least two folded answers in the form that lessons had."""
     text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
     assert "What was checked" in text
     answers = [c for c in cells(path, "code") if "".join(c["source"]).startswith("# answer")]
@@ -185,6 +202,28 @@ def test_closes_with_exercises(path):
     for cell in answers:
         assert cell["metadata"] == ANSWER, cell["id"]
         assert re.search(r"\bassert\b|\braises\b|assert_close", "".join(cell["source"])), cell["id"]
+
+
+def closed(shown):
+    """At least three exercises, each with its solution folded below, and what was learned."""
+    asked = []
+    for cell, below in zip(shown, [*shown[1:], {"source": []}]):
+        folded = "".join(below["source"])
+        for name in exercises_in(cell):
+            assert folded.startswith("<details>") and folded.rstrip().endswith("</details>"), name
+            assert check(name, solution=True).text in folded, f"{name} has another solution"
+            asked.append(name)
+    assert len(set(asked)) >= 3
+    prose = ["".join(cell["source"]) for cell in shown if cell["cell_type"] == "markdown"]
+    assert any("What you can now do" in text for text in prose)
+
+
+@each_lesson
+def test_closes_with_exercises(path):
+    if path.stem in UNFINISHED:
+        closed_as_before(path)
+    else:
+        closed(cells(path))
 
 
 def test_one_notebook_one_module():

@@ -1,6 +1,7 @@
 """Bring everything that is made from the notebooks in step with them.
 
-python tests/tidy.py            clean the notebooks, export the modules, render README.md
+python tests/tidy.py            clean the notebooks, export the modules, make the first cells of the
+                                lessons, render README.md
 python tests/tidy.py --check    do so in a copy, name what would change, and touch nothing
 """
 
@@ -16,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from first_cells import directives, make_first_cells
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -25,16 +28,16 @@ def notebooks(root):
     return [path for path in found if ".ipynb_checkpoints" not in path.parts]
 
 
-NOTEBOOKS = notebooks(ROOT)
+def lessons(root):
+    """The notebooks of the course, in its order."""
+    return [p for p in notebooks(root) if p.parent == Path(root) / "nbs" and p.stem != "index"]
+
+
+NOTEBOOKS, LESSONS = notebooks(ROOT), lessons(ROOT)
+TOOLS = ("pyproject.toml", "settings.ini", "tests/tidy.py", "tests/first_cells.py")  # of tidying
 TIDIED = ("nbs", "bt_adapter", "README.md")  # what tidying may write
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
-def directives(cell):
-    """The cell's nbdev directives: {"eval": "false", "export": ""}."""
-    found = re.findall(r"^#[ \t]*\|[ \t]*(\w+)[ \t]*:?(.*)$", "".join(cell["source"]), re.M)
-    return {name: value.strip() for name, value in found}
 
 
 ANSWER = {"collapsed": True, "jupyter": {"source_hidden": True}}
@@ -60,14 +63,20 @@ def strip_widgets(notebook):
             cell["outputs"] = [o for o in cell["outputs"] if o not in live or o in stay]
 
 
+def drop_empty_cells(notebook):
+    """Take out the cells that nobody wrote anything into."""
+    notebook["cells"] = [cell for cell in notebook["cells"] if "".join(cell["source"]).strip()]
+
+
 def clean():
-    """Clean the notebooks with nbdev, and of their widgets."""
+    """Clean the notebooks with nbdev, of their widgets, and of what is empty."""
     from fastcore.nbio import write_nb
     from nbdev.clean import nbdev_clean
 
     nbdev_clean()
     for path in notebooks("."):
         notebook = json.loads(path.read_text(encoding="utf-8"))
+        drop_empty_cells(notebook)
         strip_widgets(notebook)
         fold_answers(notebook)
         write_nb(notebook, path)
@@ -118,6 +127,16 @@ def export():
             make_relative(module)
 
 
+def begin():
+    """Make the first cells of every lesson, which depend on what is exported."""
+    from fastcore.nbio import write_nb
+
+    for path in lessons("."):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        make_first_cells(notebook, path.name)
+        write_nb(notebook, path)
+
+
 def from_root(match):
     """A markdown link of a notebook in nbs/, as seen from the root of the repository."""
     head, target = match.groups()
@@ -155,6 +174,7 @@ def tidy():
     """Clean first: an exported cell carries the id that cleaning may have given it."""
     clean()
     export()
+    begin()
     render_readme()
 
 
@@ -170,7 +190,7 @@ def untidy():
     """The files that tidying would change, found by tidying a copy of the repository."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve()
-        for name in tree(ROOT) | {Path("pyproject.toml"), Path("tests/tidy.py")}:
+        for name in tree(ROOT) | set(map(Path, TOOLS)):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
         subprocess.run([sys.executable, "tests/tidy.py"], cwd=copy, check=True)

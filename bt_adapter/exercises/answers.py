@@ -8,10 +8,12 @@ __all__ = ['Judge', 'Hints', 'Verdict', 'as_number', 'number', 'choice', 'tensor
 # %% ../../nbs/workshop/exercises/answers.ipynb #532ec802
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
+
+from ..terminal import shown
 
 # %% ../../nbs/workshop/exercises/answers.ipynb #17ce1dbb
 @dataclass(frozen=True)
@@ -35,20 +37,24 @@ Judge = Callable[[object], Verdict]
 Hints = Mapping[object, str] | Sequence[tuple[Callable[[object], bool], str]]
 
 # %% ../../nbs/workshop/exercises/answers.ipynb #7745cd10
+def _read(text: str) -> float:
+    "A number in words: 0.3, 3/10, 30% or 2,048."
+    text = text.replace(",", "").replace("_", "").replace(" ", "")
+    above, slash, below = text.removesuffix("%").partition("/")
+    value = float(above) / float(below) if slash else float(above)
+    return value / 100 if text.endswith("%") else value
+
+
 def as_number(answer: object) -> float:
-    "A number from any of its forms. Raises ValueError where it is none."
-    if isinstance(answer, str):
-        text = answer.strip().replace(",", "").replace("_", "")
-        try:
-            if text.endswith("%"):
-                return float(Fraction(text[:-1].strip()) / 100)
-            return float(Fraction(text.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
-            answer = None
+    "A finite number from any of its forms. Raises ValueError where it is none."
     try:
-        return float(answer)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError('This takes one number, such as `0.3`, `3/10` or `"30%"`.') from None
+        answer = answer.item() if hasattr(answer, "item") else answer  # of torch, or of numpy
+        value = _read(answer) if isinstance(answer, str) else float(answer)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError('This takes one number, such as `0.3`, `3/10` or `"30%"`.')
+    return value
 
 # %% ../../nbs/workshop/exercises/answers.ipynb #47504d30
 def _hint(answer: object, hints: Hints, same: Callable[[object, object], bool]) -> str:
@@ -80,7 +86,7 @@ def number(
             return Verdict(True, f"Right: {wanted:.4g}.")
         if hint := _hint(given, hints, same):
             return Verdict(False, hint)
-        if same(given, 100 * wanted) or same(given / 100, wanted):
+        if 0 < wanted <= 1 and same(given / 100, wanted):
             return Verdict(False, f'A share lies between 0 and 1: did you mean `"{given:g}%"`?')
         side = "large" if given > wanted else "small"
         return Verdict(False, f"{given:.4g} is too {side}.")
@@ -119,10 +125,14 @@ def tensor(
     "A judge of numbers in a shape."
 
     def judge(answer: object) -> Verdict:
-        wanted = torch.as_tensor(right() if callable(right) else right).double()
+        wanted = right() if callable(right) else right
+        wanted = torch.as_tensor(wanted).detach().cpu().double()
         try:
-            given = torch.as_tensor(answer).detach().cpu().double()
-        except (TypeError, ValueError, RuntimeError):
+            given = torch.as_tensor(answer).detach().cpu()
+            if given.is_complex():
+                raise TypeError("complex")
+            given = given.double()
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             return Verdict(False, f"This takes numbers in the shape {tuple(wanted.shape)}.")
         if given.shape != wanted.shape:
             shapes = f"{tuple(given.shape)}, and {tuple(wanted.shape)} is wanted"
@@ -131,12 +141,19 @@ def tensor(
             return Verdict(True, "Right.")
         if hint := _hint(given, hints, lambda *_: False):
             return Verdict(False, hint)
-        off = (given - wanted).abs().max().item()
+        off = (given - wanted)[given != wanted].abs().max().item()
+        if not math.isfinite(off):
+            return Verdict(False, "The shape is right; some of the numbers are not finite.")
         return Verdict(False, f"The shape is right; the numbers differ by up to {off:.3g}.")
 
     return judge
 
 # %% ../../nbs/workshop/exercises/answers.ipynb #ea0b681f
+def _as_code(text: str) -> str:
+    "A text that others wrote, in one line of Markdown that obeys nothing in it."
+    return "`" + shown(" ".join(text.split()))[:200].replace("`", "'") + "`"
+
+
 def function(
     right: Callable,  # a reference
     inputs: Sequence[tuple],  # of arguments to try it on
@@ -150,11 +167,13 @@ def function(
             return Verdict(False, "This takes a function: give its name, without calling it.")
         for given in inputs:
             try:
-                verdict = tensor(right(*given), within=within)(answer(*given))
+                verdict = tensor(right(*given), within=within)(answer(*deepcopy(given)))
                 if not verdict and (hint := _hint(answer, hints, lambda *_: False)):
                     return Verdict(False, hint)
             except Exception as error:  # theirs, whatever it is
-                return Verdict(False, f"It stops with {type(error).__name__}: {error}")
+                return Verdict(
+                    False, f"It stops with {_as_code(f'{type(error).__name__}: {error}')}."
+                )
             if not verdict:
                 return verdict
         return Verdict(True, f"Right, on {len(inputs)} inputs.")
