@@ -77,64 +77,68 @@ def against_chance() -> str:
     share = direction_of_the_difference()
     return "better" if share > 0.6 else "worse" if share < 0.4 else "chance"
 
-# %% ../../nbs/workshop/exercises/frozen_clip.ipynb #349cc931
-EXERCISES = {
-    "shuffled_patches": Exercise(
-        "Take the position embedding away and put the patches of an image in another order. "
-        "Does the feature of the image change?",
-        choice(
-            notices_the_order_of_patches,
-            {
-                "no": "Attention adds up over all tokens, and a sum does not care about order.",
-                "yes": "Try it with `position=0 * clip.position`. What in the ten lines knows "
-                "which patch came first?",
-            },
-        ),
-        "No. Attention is a sum over tokens, and norm and feed-forward network look at one token "
-        "at a time. So without $P^s$ an image is a bag of patches. With it, each patch carries its "
-        "place along. The same will hold for time: the attention of the branch is as blind to the "
-        "order of the frames, and a second vector, $P^t$, is the cure.",
+# %% ../../nbs/workshop/exercises/frozen_clip.ipynb #a843cc6c
+EXERCISES: dict[str, Exercise] = {}
+
+EXERCISES["shuffled_patches"] = Exercise(
+    "Take the position embedding away and put the patches of an image in another order. "
+    "Does the feature of the image change?",
+    choice(
+        notices_the_order_of_patches,
+        {
+            "no": "Attention adds up over all tokens, and a sum does not care about order.",
+            "yes": "Try it with `position=0 * clip.position`. What in the ten lines knows "
+            "which patch came first?",
+        },
     ),
-    "leave_out": Exercise(
-        "Without how many of its last layers do fewer than nine in ten of the clips find their "
-        "caption? Give the smallest such number.",
-        number(
-            layers_to_leave_out,
-            [
-                (lambda k: k != int(k), "Layers come in whole numbers."),
-                (lambda k: k == 0, "With all its layers, CLIP finds more than nine in ten."),
-                (lambda k: k == len(found_without()) - 1, "Without any layer, nearly none do."),
-                (
-                    lambda k: k == layers_to_leave_out() - 1,
-                    "So many can still be left out: one more is needed.",
-                ),
-            ],
-            within=0,
-        ),
-        "Compute `share_found(skip)` for `skip` = 0, 1, 2, ... until it falls below .9. Some "
-        "layers can go and little is lost, since every layer *adds* to the state that it gets: the "
-        "last norm and projection can read a state in the middle, too, and color and shape are in "
-        "it long before the end. This is why a branch can begin beside the last few layers. What "
-        "they hand out is already good.",
+    "No. Attention is a sum over tokens, and norm and feed-forward network look at one token "
+    "at a time. So without $P^s$ an image is a bag of patches. With it, each patch carries its "
+    "place along. The same will hold for time: the attention of the branch is as blind to the "
+    "order of the frames, and a second vector, $P^t$, is the cure.",
+)
+
+# %% ../../nbs/workshop/exercises/frozen_clip.ipynb #4f75dcab
+EXERCISES["leave_out"] = Exercise(
+    "Without how many of its last layers do fewer than nine in ten of the clips find their "
+    "caption? Give the smallest such number.",
+    number(
+        layers_to_leave_out,
+        [
+            (lambda k: not k.is_integer(), "Layers come in whole numbers."),
+            (lambda k: k == 0, "With all its layers, CLIP finds more than nine in ten."),
+            (lambda k: k == len(found_without()) - 1, "Without any layer, nearly none do."),
+            (
+                lambda k: k == layers_to_leave_out() - 1,
+                "So many can still be left out: one more is needed.",
+            ),
+        ],
+        within=0,
     ),
-    "ends": Exercise(
-        "Take the feature of the last frame minus that of the first frame in place of the mean. "
-        "Between a motion and its opposite, is the frozen CLIP now better than guessing?",
-        choice(
-            against_chance,
-            {
-                "better": "The frames did hold the direction; it was lost in the mean.",
-                "chance": "The mean is at chance. A difference changes its sign when the clip is "
-                "turned round, so it can know the direction.",
-                "worse": "Turned round, this would be better than guessing as well. Try it on the "
-                "test's gallery with `motion_scores`.",
-            },
-        ),
-        "Better. The difference changes its sign when the clip is played backwards, so the two "
-        "clips get opposite vectors, and one of them is nearer to the right caption more often "
-        "than not. The direction was in CLIP's features all the time, and the mean threw it away. "
-        "But there is a price: what both frames share is gone, too. Of the color and the shape the "
-        "difference knows next to nothing. What we want keeps both, and learns by itself "
-        "which frames to compare. That is the branch.",
+    "Compute `share_found(skip)` for `skip` = 0, 1, 2, ... until it falls below .9. Some "
+    "layers can go and little is lost, since every layer *adds* to the state that it gets: the "
+    "last norm and projection can read a state in the middle, too, and color and shape are in "
+    "it long before the end. This is why a branch can begin beside the last few layers. What "
+    "they hand out is already good.",
+)
+
+# %% ../../nbs/workshop/exercises/frozen_clip.ipynb #97285651
+EXERCISES["ends"] = Exercise(
+    "Take the feature of the last frame minus that of the first frame in place of the mean. "
+    "Between a motion and its opposite, is the frozen CLIP now better than guessing?",
+    choice(
+        against_chance,
+        {
+            "better": "The frames did hold the direction; it was lost in the mean.",
+            "chance": "The mean is at chance. A difference changes its sign when the clip is "
+            "turned round, so it can know the direction.",
+            "worse": "Turned round, this would be better than guessing as well. Try it on the "
+            "test's gallery with `motion_scores`.",
+        },
     ),
-}
+    "Better. The difference changes its sign when the clip is played backwards, so the two "
+    "clips get opposite vectors, and one of them is nearer to the right caption more often "
+    "than not. The direction was in CLIP's features all the time, and the mean threw it away. "
+    "But there is a price: what both frames share is gone, too. Of the color and the shape the "
+    "difference knows next to nothing. What we want keeps both, and learns by itself "
+    "which frames to compare. That is the branch.",
+)

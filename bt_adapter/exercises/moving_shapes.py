@@ -89,63 +89,68 @@ def judge_palindrome(answer: object) -> Verdict:
             return Verdict(False, told)
     return Verdict(True, "Right: it moves, and backwards it is the same clip.")
 
-# %% ../../nbs/workshop/exercises/moving_shapes.ipynb #62d57ad4
-EXERCISES = {
-    "half": Exercise(
-        "In which order do the eight frames of *orbits* make the clip of *bounces*? "
-        "Answer with a list of the numbers 0 to 7.",
-        judge_order,
-        "`[0, 1, 2, 3, 7, 6, 5, 4]`: the first half stays, the second half runs backwards. A star "
-        "that went round a second time now goes back the way it came. No frame was changed, "
-        "added or left out, and yet the clip needs another caption. This is all that a model of "
-        "time has to work with: not new pictures, but where in the clip each picture stands.",
+# %% ../../nbs/workshop/exercises/moving_shapes.ipynb #564ea0e2
+EXERCISES: dict[str, Exercise] = {}
+
+EXERCISES["half"] = Exercise(
+    "In which order do the eight frames of *orbits* make the clip of *bounces*? "
+    "Answer with a list of the numbers 0 to 7.",
+    judge_order,
+    "`[0, 1, 2, 3, 7, 6, 5, 4]`: the first half stays, the second half runs backwards. A star "
+    "that went round a second time now goes back the way it came. No frame was changed, "
+    "added or left out, and yet the clip needs another caption. This is all that a model of "
+    "time has to work with: not new pictures, but where in the clip each picture stands.",
+)
+
+# %% ../../nbs/workshop/exercises/moving_shapes.ipynb #de392c23
+EXERCISES["first_half"] = Exercise(
+    "A model sees the average of the first four frames only. Which pair can it still not "
+    "tell apart?",
+    choice(
+        lost_in_the_first_half,
+        {
+            "left and right": "In its first half, what moves left is on the right.",
+            "grows and shrinks": "In its first half, what grows is small.",
+            "circles clockwise and counter-clockwise": "The two begin at different ends of "
+            "the same path, so their first halves show different places.",
+            "orbits and bounces": "Both begin alike; they part in the middle of the clip.",
+            "none": "One pair begins in the same way: look at both films again.",
+        },
     ),
-    "first_half": Exercise(
-        "A model sees the average of the first four frames only. Which pair can it still not "
-        "tell apart?",
-        choice(
-            lost_in_the_first_half,
-            {
-                "left and right": "In its first half, what moves left is on the right.",
-                "grows and shrinks": "In its first half, what grows is small.",
-                "circles clockwise and counter-clockwise": "The two begin at different ends of "
-                "the same path, so their first halves show different places.",
-                "orbits and bounces": "Both begin alike; they part in the middle of the clip.",
-                "none": "One pair begins in the same way: look at both films again.",
-            },
-        ),
-        "Orbits and bounces. Both begin with one turn, so their first halves are the same "
-        "frames in the same order. For all other pairs half an average helps: what moves left "
-        "is on the right at first. So an average over *part* of a clip does know something about "
-        "time. It knows which part it was taken from.",
+    "Orbits and bounces. Both begin with one turn, so their first halves are the same "
+    "frames in the same order. For all other pairs half an average helps: what moves left "
+    "is on the right at first. So an average over *part* of a clip does know something about "
+    "time. It knows which part it was taken from.",
+)
+
+# %% ../../nbs/workshop/exercises/moving_shapes.ipynb #0df8a325
+EXERCISES["last_frame"] = Exercise(
+    "You get the last of eight frames, you know that it is the last, and you have the two "
+    "captions of a pair to choose from. Where a circle begins you do not know. For how many "
+    "of the nine pairs can you choose without guessing?",
+    number(
+        told_by_the_last_frame,
+        {
+            9: "Where on a circle the star ends says nothing while you do not know where it began.",
+            8: "Two of the nine pairs are circles.",
+            0: "One frame shows no motion, but you know *when* it was taken: where is a thing "
+            "that has moved left?",
+        },
+        within=0,
     ),
-    "last_frame": Exercise(
-        "You get the last of eight frames, you know that it is the last, and you have the two "
-        "captions of a pair to choose from. Where a circle begins you do not know. For how many "
-        "of the nine pairs can you choose without guessing?",
-        number(
-            told_by_the_last_frame,
-            {
-                9: "Where on a circle the star ends says nothing while you do not know where it "
-                "began.",
-                8: "Two of the nine pairs are circles.",
-                0: "One frame shows no motion, but you know *when* it was taken: where is a thing "
-                "that has moved left?",
-            },
-            within=0,
-        ),
-        "Seven: all but the two pairs on a circle, where the last place says nothing without the "
-        "first one. So a single frame is often enough for whoever knows its number. A frozen CLIP "
-        "sees the frame and never learns the number. The branch gets it from a learned vector, "
-        "$P^t$, one for each frame, and that is half of what it needs.",
-    ),
-    "own_opposite": Exercise(
-        "Write a motion, a function of `s` and `phase`, that moves and is its own opposite.",
-        judge_palindrome,
-        "For example `lambda s, phase: dict(scale=1 + 0.3 * np.sin(np.pi * s))`, a thing that "
-        "grows and shrinks again. Every function of `s * (1 - s)` does it. Such a motion would "
-        "spoil the world: its clip and the reversed clip are one and the same, so nobody can say "
-        "which of two captions is the right one, and the best model would have to guess. That is "
-        "why *stands still* is not among the eighteen motions either.",
-    ),
-}
+    "Seven: all but the two pairs on a circle, where the last place says nothing without the "
+    "first one. So a single frame is often enough for whoever knows its number. A frozen CLIP "
+    "sees the frame and never learns the number. The branch gets it from a learned vector, "
+    "$P^t$, one for each frame, and that is half of what it needs.",
+)
+
+# %% ../../nbs/workshop/exercises/moving_shapes.ipynb #78f677c2
+EXERCISES["own_opposite"] = Exercise(
+    "Write a motion, a function of `s` and `phase`, that moves and is its own opposite.",
+    judge_palindrome,
+    "For example `lambda s, phase: dict(scale=1 + 0.3 * np.sin(np.pi * s))`, a thing that "
+    "grows and shrinks again. Every function of `s * (1 - s)` does it. Such a motion would "
+    "spoil the world: its clip and the reversed clip are one and the same, so nobody can say "
+    "which of two captions is the right one, and the best model would have to guess. That is "
+    "why *stands still* is not among the eighteen motions either.",
+)
