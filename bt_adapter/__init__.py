@@ -63,6 +63,7 @@ figures             clips, matrices, curves and bars as pictures
 films               clips that move side by side, with words
 drawings            the architecture, cubes of tokens and what losses compare, in SVG
 playing             pictures with controls, for lessons
+extras              what is not installed, and how it is
 exercises           check(answer) of the lessons' exercises
 front_page          what the first page says, from recorded results
 course              the lessons in three paths, and the minutes of each

@@ -2,7 +2,8 @@
 
 * Above its first code cell: a badge that opens the lesson in Colab, where settings.ini names a
   `repository`, and a sentence about the module that the lesson exports, where it does.
-* Below that, a cell that installs in Colab what the lesson needs, and does nothing elsewhere.
+* Below that, a cell that installs in Colab what the lesson needs, and does nothing elsewhere; in a
+  lesson that needs a chat model or Triton it says so where there is none.
 * `# | default_exp NAME`, which tells a reader nothing, stands in the first exported cell.
 """
 
@@ -68,18 +69,31 @@ def files_of(module: str) -> list[Path]:
     return [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else [*path.rglob("*.py")]
 
 
-def extras_of(notebook) -> list[str]:
-    """The extras of which a notebook, or a module that it imports, imports something."""
+def brought_by(extra: str) -> set[str]:
+    """The packages that an extra names."""
+    return set(re.findall(r"^\w+", settings()[f"{extra}_requirements"], re.M))
+
+
+def packages_of(notebook) -> set[str]:
+    """The packages that a notebook imports, or a module of this package that it imports.
+
+    Without Triton modules do without, but a notebook's own kernels do not.
+    """
     code = "\n".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code")
+    own = {module.partition(".")[0] for module in imported(code)}
     files = {path for module in imported(code) for path in files_of(module)}
-    sources = [code, *(path.read_text(encoding="utf-8") for path in files)]
-    packages = {module.partition(".")[0] for source in sources for module in imported(source)}
-    return [
-        extra
-        for extra in MEGABYTES
-        if extra
-        and packages.intersection(re.findall(r"^\w+", settings()[f"{extra}_requirements"], re.M))
-    ]
+    theirs = [imported(path.read_text(encoding="utf-8")) for path in files]
+    return own | {module.partition(".")[0] for found in theirs for module in found} - {"triton"}
+
+
+def extras_of(packages: set[str]) -> list[str]:
+    """The extras of which a lesson needs something."""
+    return [extra for extra in MEGABYTES if extra and packages & brought_by(extra)]
+
+
+def told(packages: set[str]) -> list[str]:
+    """The packages without which cells stop; a picture says itself that it cannot move."""
+    return sorted(packages & {*brought_by("chat"), "triton"})
 
 
 def badge(repository: str, name: str) -> str:
@@ -90,26 +104,44 @@ def badge(repository: str, name: str) -> str:
     return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({place})"
 
 
-def install(repository: str, extras: list[str]) -> str:
-    """The code that installs the package in Colab."""
-    head = 'import sys\n\nif "google.colab" in sys.modules:  # elsewhere this cell does nothing\n'
+UNSET = "To install the package here, set `repository` in settings.ini and run tests/tidy.py."
+
+
+def in_colab(repository: str, extras: list[str]) -> list[str]:
+    """The lines that install the package in Colab."""
     if not repository:
-        return head + (
-            '    print("To install the package here, set `repository` in settings.ini '
-            'and run tests/tidy.py.")'
-        )
+        return [f'print("{UNSET}")']
     torch = re.search(r"^torch>=(\S+)", settings()["requirements"], re.M)[1]
     size = sum(MEGABYTES[name] for name in ("", *extras))
     name = settings()["dist_name"] + (f"[{','.join(extras)}]" if extras else "")
-    return head + (
-        "    from importlib.metadata import version\n\n"
-        f'    print("About {size} MB are fetched; '
-        f"4 GB more where Colab's torch is older than {torch}.\")\n"
-        '    before = version("torch")\n'
-        f'    %pip install -q "{name} @ git+{repository}"\n'
-        '    if version("torch") != before:\n'
-        '        print("torch is a newer one now: choose Runtime > Restart session, then run all.")'
-    )
+    said = f"About {size} MB are fetched; 4 GB more where Colab's torch is older than {torch}."
+    return [
+        "from importlib.metadata import version",
+        "",
+        f'print("{said}")',
+        'before = version("torch")',
+        f'%pip install -q "{name} @ git+{repository}"',
+        'if version("torch") != before:',
+        '    print("torch is a newer one now: choose Runtime > Restart session, then run all.")',
+    ]
+
+
+def elsewhere(packages: list[str]) -> list[str]:
+    """The lines that say what is missing on one's own machine."""
+    names = ", ".join(f'"{package}"' for package in packages)
+    return ["from bt_adapter.extras import missing", "", f'print(missing({names}), end="")']
+
+
+def install(repository: str, packages: set[str]) -> str:
+    """The code of the cell for Colab."""
+    names, colab = told(packages), in_colab(repository, extras_of(packages))
+    rows = ["import sys", "", 'if "google.colab" in sys.modules:', *(f"    {row}" for row in colab)]
+    if names:
+        rows += ["else:  # which says nothing where nothing is missing"]
+        rows += [f"    {row}" for row in elsewhere(names)]
+    else:
+        rows[2] += "  # elsewhere this cell does nothing"
+    return "\n".join(row.rstrip() for row in rows)
 
 
 def made(kind: str, name: str, source: str) -> dict:
@@ -138,7 +170,7 @@ def make_first_cells(notebook: dict, name: str):
     modules = [directives(c)["default_exp"] for c in cells if "default_exp" in directives(c)]
     marked = "The cells marked `# | export` are the source of"
     words = [badge(repository, name), *(f"{marked} `bt_adapter.{module}`." for module in modules)]
-    first = [made("code", INSTALL, install(repository, extras_of(notebook)))]
+    first = [made("code", INSTALL, install(repository, packages_of(notebook)))]
     if any(words):
         first.insert(0, made("markdown", BADGE, "\n\n".join(filter(None, words))))
     at = code[0] if code else len(cells)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tidy import NOTEBOOKS, ROOT
+from tidy import ROOT
 from tiny_hosts import IMAGE, byte_tokenizer, tiny_llama
 from tiny_runs import problems
 
@@ -30,7 +29,6 @@ from bt_adapter.video import read_clip, write_clip
 CLIPS = samples_folder() / "clips"
 NAMES = list(room.sample_scenes())
 CONVERSE = room.converse
-LESSONS = [path for path in NOTEBOOKS if path.parent == ROOT / "nbs" and path.stem != "index"]
 
 
 TALK = [
@@ -280,10 +278,3 @@ def test_clips_of_another_world_are_told(run, tmp_path):
         status, out, err = run(*arguments, "--json")
         assert status == 0 and words in err and json.loads(out)
         assert err.count("this model knows only Moving Shapes") == bool(words)
-
-
-def test_links_of_the_first_page_lead_somewhere():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = [t for t in re.findall(r"\]\(([^)\s#]+)", text) if not re.match(r"[a-z]+:", t)]
-    assert len(targets) > len(LESSONS)
-    assert [t for t in targets if not (ROOT / t).exists()] == []

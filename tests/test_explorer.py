@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import builtins
 import json
 import re
 import subprocess
@@ -141,14 +140,7 @@ def test_the_widget_answers():
 
 
 def test_plain_widgets_where_anywidget_is_missing(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **more):
-        if name == "anywidget":
-            raise ImportError(name)
-        return real(name, *args, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "anywidget", None)
     plain = made().widget()
     monkeypatch.undo()
     heads, places, words = plain.children[:3]

@@ -134,7 +134,41 @@ def test_elsewhere_it_does_nothing(published, run):
     ],
 )
 def test_the_extras_that_a_lesson_needs(published, code, extras):
-    assert first_cells.extras_of(lesson(code)) == extras
+    assert first_cells.extras_of(first_cells.packages_of(lesson(code))) == extras
+
+
+@pytest.mark.parametrize(
+    ("code", "packages"),
+    [
+        ("from bt_adapter.playing import drawing\nimport anywidget, pyarrow", []),
+        ("from bt_adapter.kernels import kernel_attention", []),
+        ("import triton.language as tl", ["triton"]),
+        ("from bt_adapter.instruct import encoded", ["peft", "transformers"]),
+    ],
+)
+def test_what_a_lesson_lacks_is_said(published, run, monkeypatch, code, packages):
+    cells = begun(lesson(code))
+    (code,) = [source(cell) for cell in cells if cell["id"] == INSTALL]
+    assert run(code, colab=False) == ("", [])
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    said, _ = run(code, colab=False)
+    assert said.count("\n") == bool(packages) and all(p in said.casefold() for p in packages)
+    assert ("pip install -e '.[chat]' in a clone" in said) == ("peft" in packages)
+
+
+def test_every_lesson_says_what_it_lacks(published, run, monkeypatch):
+    lacked = [*first_cells.brought_by("chat"), "triton"]
+    for package in lacked:
+        monkeypatch.setitem(sys.modules, package, None)
+    for path in LESSONS:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        code = "".join(source(c) for c in notebook["cells"] if c["cell_type"] == "code")
+        (first,) = [source(c) for c in begun(notebook, path.name) if c["id"] == INSTALL]
+        said, _ = run(first, colab=False)
+        for package in lacked:
+            if f"import {package}" in code or f"from {package}" in code:
+                assert package in said.casefold(), path.name
 
 
 def test_every_lesson_has_them():

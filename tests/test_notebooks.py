@@ -5,11 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import nbformat
 import pytest
-from first_cells import BADGE, INSTALL, directives
+from first_cells import BADGE, INSTALL, brought_by, directives, extras_of, packages_of
 from form import EXCEPTIONS, RULES, UNFINISHED, Notebook, exercises_in, marks
 from nbformat import v4
 from tidy import ANSWER, KERNEL, LESSONS, NOTEBOOKS, ROOT, TOOLS, WIDGET, origin, tree, untidy
@@ -64,10 +65,22 @@ def warm():
     process.close()
 
 
+def without_extras(path):
+    """The packages that the first cell of a lesson does not install."""
+    if path not in LESSONS:
+        return []
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    installed = extras_of(packages_of(notebook))
+    return sorted(
+        {*chain(*map(brought_by, {"chat", "lab", "train"} - {*installed}))} - {"traitlets"}
+    )
+
+
 @pytest.mark.slow
 @each_notebook
-def test_runs(path, tmp_path, warm):
+def test_runs(path, tmp_path, warm, monkeypatch):
     # In an empty folder, as in Colab: a notebook finds its files through the package.
+    monkeypatch.chdir(ROOT)
     sources = {}
     for cell in nbformat.read(path, as_version=4).cells:
         found = directives(cell)
@@ -75,7 +88,7 @@ def test_runs(path, tmp_path, warm):
             exported = found.keys() & {"export", "exporti"}
             sources[cell.id] = as_exported(cell, path) if exported else cell.source
     (tmp_path / "empty").mkdir()
-    warm.run(sources, tmp_path / "empty", LIMIT_S)
+    warm.run(sources, tmp_path / "empty", LIMIT_S, without_extras(path))
 
 
 def test_nothing_is_out_of_step():

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -25,12 +26,15 @@ class Warm:
     def __init__(self):
         self.process = None
 
-    def run(self, cells, folder, limit):
-        """Run the cells (id -> source) in a folder; AssertionError says which failed."""
+    def run(self, cells, folder, limit, without=()):
+        """Run the cells (id -> source) in a folder, offline, as if some packages were not there.
+
+        AssertionError says which cell failed, and how.
+        """
         if self.process is None:
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             self.process = subprocess.Popen([sys.executable, __file__], **pipes)
-        job = dict(cells=cells, folder=str(folder), limit=limit)
+        job = dict(cells=cells, folder=str(folder), limit=limit, without=[*without])
         print(json.dumps(job), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         wrong = json.loads(answer) if answer else "the process that runs notebooks has ended"
@@ -55,10 +59,29 @@ async def run_cells(shell, cells, limit):
         await asyncio.sleep(0)  # as between two cells of a kernel: what waits may go on
 
 
+def take_away(packages):
+    """Importing one of these packages fails from now on, also where it was imported before."""
+    loaded = [name for name in sys.modules if name.partition(".")[0] in packages]
+    sys.modules.update(dict.fromkeys([*packages, *loaded]))
+
+
+LOCAL = (None, "", "localhost", "127.0.0.1", "::1")
+REACHED = socket.getaddrinfo
+
+
+def reach_no_network(host, *arguments, **more):
+    """As on a train: only this machine has an address."""
+    if host not in LOCAL:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    return REACHED(host, *arguments, **more)
+
+
 def child(job, out):
     """A notebook, in the process that was forked for it."""
     from IPython.core.interactiveshell import InteractiveShell
 
+    take_away(job["without"])
+    socket.getaddrinfo = reach_no_network
     os.setsid()
     os.chdir(job["folder"])
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -22,6 +22,7 @@ from torch import nn
 from .. import released
 from ..backbone import FrozenCLIP
 from .tower import VideoTower
+from ..extras import need
 from ..released import Layout, tower_rules
 from ..weights import Difference, difference, some_names
 
@@ -104,6 +105,7 @@ def image_chat_model(
     merge: int = 1,  # side of the squares of patches that become a token
 ) -> nn.Module:
     "A LLaVA of a CLIP, a language model and a fresh projector between them."
+    need("transformers")
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     tower = tower_of_clip(clip).to(language.dtype)

@@ -22,6 +22,7 @@ from .fetch import smollm2, without_bars
 from .hosts import TOWERS, check_family, check_unpacked, image_chat_model
 from .plug import Plugged, plug
 from .tower import POOLINGS
+from ..extras import need
 from ..files import first_line, read_json
 from ..hub import OUT_OF_REACH, asking_hub
 from ..precision import fast_dtype, usable_device
@@ -72,6 +73,7 @@ def small_host(
     clip: FrozenCLIP | None = None,  # the small CLIP, if it is loaded already
 ) -> tuple[nn.Module, ChatTokenizer]:  # the model, which knows images only, and its tokenizer
     "The image chat model of Moving Shapes: SmolLM2 behind the small CLIP, in `fast_dtype`."
+    need("transformers")
     from transformers import AutoTokenizer
 
     clip, words = clip or small_clip(folder), smollm2()
@@ -133,6 +135,7 @@ def read_host(
     revision: str | None,
 ) -> tuple[nn.Module, ChatTokenizer]:  # the model and its tokenizer
     "A host, all of it, after a look at what it says that it is. Raises various errors."
+    need("transformers")
     from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
 
     config, _ = PreTrainedConfig.get_config_dict(place, revision=revision)

@@ -10,6 +10,7 @@ import time
 from html import escape
 
 from .widgets import on_enter
+from ..extras import need
 from ..figures import gif
 
 # %% ../../nbs/workshop/explorer/panel.ipynb #9f051752
@@ -38,6 +39,7 @@ class ChatPanel:
         clip=None,  # uint8 (t, h, w, 3), shown beside the log
         fps: float = 8.0,
     ):
+        need("ipywidgets")
         import ipywidgets as w
 
         self.chat, self.messages, self.busy = chat, [], False

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..figures import Picture, array, contact_sheet
 from ..files import write_whole
 from ..map_figures import hang_shares, outline
 from ..maps import check_indices, seen_part, temporal_maps
+from ..playing import NO_CONTROLS, StillPicture
 from ..relevance import relevance
 from ..terminal import shown
 
@@ -174,12 +176,12 @@ class Explorer:
         write_whole(path, self.html(title).encode())
 
     def widget(self):
-        "The explorer in a notebook: an anywidget, or plain ipywidgets where that is not installed."
-        try:
-            import anywidget  # noqa: F401
-        except ImportError:
+        "The explorer in a notebook: an anywidget, plain ipywidgets without it, else a figure."
+        if find_spec("anywidget"):
+            return live_widget(self)
+        if find_spec("ipywidgets"):
             return plain_widget(self)
-        return live_widget(self)
+        return StillPicture(self.figure(), NO_CONTROLS)
 
 # %% ../../nbs/workshop/explorer/views.ipynb #1dd8a3bb
 def explore(

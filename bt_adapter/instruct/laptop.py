@@ -31,6 +31,7 @@ from ..chat import (
     tower_path,
     unplug,
 )
+from ..extras import need
 from ..files import read_json, write_whole
 from ..fitting import check_one_process
 from ..folders import CARD, check_place, has_card, holding
@@ -156,6 +157,7 @@ LORA = dict(r=8, lora_alpha=16, target_modules="all-linear")
 
 def with_lora(language: nn.Module):
     "A causal language model with a trainable LoRA inside, as peft's model."
+    need("peft")
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(language, LoraConfig(task_type="CAUSAL_LM", **LORA))
