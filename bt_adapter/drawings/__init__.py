@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/workshop/drawings/drawings.ipynb #2c789778
 from .canvas import Drawing
 from .cubes import asymmetric_masking, attention_cube, token_cube
+from .letters import letters
 from .loss_maps import loss_map
 from .plan import PARTS, architecture
 
@@ -18,6 +19,7 @@ __all__ = [
     "architecture",
     "asymmetric_masking",
     "attention_cube",
+    "letters",
     "loss_map",
     "token_cube",
 ]
