@@ -44,17 +44,17 @@ def _stage(
     "The figure of a film, with a place for each clip."
     side = (width - 0.3 * (len(clips) - 1)) / len(clips)
     tall = side * clips[0].shape[1] / clips[0].shape[2]
-    below = 0.12 + 0.22 * max(map(len, notes), default=0)
-    height = 0.3 + tall + below
+    below = 0.14 + 0.26 * max(map(len, notes), default=0)
+    height = 0.34 + tall + below
     fig, axes = Picture(figsize=(width, height), dpi=SHARP * 80), []
     for i, title in enumerate(titles):
         left = i * (side + 0.3)
         axes.append(fig.add_axes((left / width, below / height, side / width, tall / height)))
         axes[-1].set_axis_off()
-        fig.text(left / width, 1 - 0.18 / height, title, size=10, weight="bold", parse_math=False)
+        fig.text(left / width, 1 - 0.22 / height, title, size=12, weight="bold", parse_math=False)
         for j, line in enumerate(notes[i] if notes else ()):
-            look = dict(size=9.5, color=MARKS.get(line[:1], "black"), parse_math=False)
-            fig.text(left / width, (below - 0.3 - 0.22 * j) / height, line, **look)
+            look = dict(size=11.5, color=MARKS.get(line[:1], "black"), parse_math=False)
+            fig.text(left / width, (below - 0.33 - 0.26 * j) / height, line, **look)
     return fig, axes
 
 # %% ../nbs/workshop/films.ipynb #73912afe
