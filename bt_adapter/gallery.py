@@ -169,9 +169,7 @@ def ask_or_recall(
             raise ValueError("SmolLM2 is not on this machine; fetch=True downloads 93 MB.")
         rows = ask_now(folder, world.gallery("test", clip + 1)[clip], kinds)
         return [dict(clip=clip) | row for row in rows], "The models have just been asked."
-    except ModuleNotFoundError as error:
-        why = f'it takes {error.name}: pip install "bt-adapter[chat]".'
-    except (ValueError, OSError) as error:
+    except (ModuleNotFoundError, ValueError, OSError) as error:
         why = first_line(error)
     told = [row for row in recorded(folder) if row["clip"] == clip and row["kind"] in kinds]
     return told, f"These answers were recorded earlier. To ask now, {why}"

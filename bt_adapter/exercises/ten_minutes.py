@@ -41,7 +41,7 @@ def cosine_behind_a_closed_gate() -> float:
     ]
     return (both[0] @ both[1].T).item()
 
-# %% ../../nbs/workshop/exercises/ten_minutes.ipynb #af3ed23f
+# %% ../../nbs/workshop/exercises/ten_minutes.ipynb #37b373b8
 EXERCISES = {
     "mirror": Exercise(
         "Mirror every frame of clip A, and play the result backwards: does BT-Adapter say "
@@ -61,36 +61,39 @@ both = clip.flip(0, 2)  # frames backwards, columns mirrored
 closeness(both)["BT-Adapter"]  # the first caption, "moves left", is closer
 ```"""
         "",
+    )
+}
+
+# %% ../../nbs/workshop/exercises/ten_minutes.ipynb #582116dc
+EXERCISES["orders"] = Exercise(
+    "Eight frames can be put in 8! = 40,320 orders: how many different embeddings does frozen "
+    "CLIP give them?",
+    number(
+        1,
+        {
+            factorial(8): "That would be a model that notices every exchange. CLIP takes a mean.",
+            2: "Forwards and backwards? Compare the two bars of frozen CLIP once more.",
+            8: "Each frame has an embedding of its own, but what becomes of the eight?",
+        },
     ),
-    "orders": Exercise(
-        "Eight frames can be put in 8! = 40,320 orders: how many different embeddings does frozen "
-        "CLIP give them?",
-        number(
-            1,
-            {
-                factorial(
-                    8
-                ): "That would be a model that notices every exchange. CLIP takes a mean.",
-                2: "Forwards and backwards? Compare the two bars of frozen CLIP once more.",
-                8: "Each frame has an embedding of its own, but what becomes of the eight?",
-            },
-        ),
-        """One. Frozen CLIP embeds each frame by itself and takes the mean, and a mean does not
+    """One. Frozen CLIP embeds each frame by itself and takes the mean, and a mean does not
 change when its terms change places. The order is gone before anything could look at
 it. That is why BT-Adapter adds a part that sees the frames *together*.""",
+)
+
+# %% ../../nbs/workshop/exercises/ten_minutes.ipynb #f3788ae0
+EXERCISES["gate"] = Exercise(
+    "Close the last gate, so that nothing of the branch comes through: how large is the cosine "
+    "between BT-Adapter's embeddings of clip A and clip B?",
+    number(
+        cosine_behind_a_closed_gate,
+        {
+            0: "A cosine of 0 is for embeddings that have nothing in common.",
+            -1: "Opposite motions do not have opposite embeddings: the circle is the same.",
+            0.5: "What is left when the branch is shut off? Think of frozen CLIP.",
+        },
     ),
-    "gate": Exercise(
-        "Close the last gate, so that nothing of the branch comes through: how large is the cosine "
-        "between BT-Adapter's embeddings of clip A and clip B?",
-        number(
-            cosine_behind_a_closed_gate,
-            {
-                0: "A cosine of 0 is for embeddings that have nothing in common.",
-                -1: "Opposite motions do not have opposite embeddings: the circle is the same.",
-                0.5: "What is left when the branch is shut off? Think of frozen CLIP.",
-            },
-        ),
-        """It is 1. The last gate stands in front of the result. With that gate closed the mix is
+    """It is 1. The last gate stands in front of the result. With that gate closed the mix is
 all CLIP: the branch still works, but nobody hears it, and for frozen CLIP the two clips
 are the same.
 
@@ -102,5 +105,4 @@ closed.branch.gates[-1].w_b.data.fill_(-1e4)  # the gate's one number
 A, B = (closed.encode_video(model.clip.transform(c)[None]).embedding for c in (clip, backwards))
 print(A @ B.T)
 ```""",
-    ),
-}
+)
