@@ -49,9 +49,9 @@ def _stage(
     "The figure of a film, with a place for each clip."
     gap = 0.3 if columns < 4 else 0.12
     side = (width - gap * (columns - 1)) / columns
-    size, letters = (10, 11 * side) if side > 1.2 else (8.5, 13 * side)
+    size, letters = (12, 9 * side) if side > 1.6 else (8.5, 13 * side)
     heads = [[p for x in title.split("\n") for p in wrap(x, int(letters))] for title in titles]
-    above, below = (0.12 + 0.22 * max(map(len, lines), default=0) for lines in (heads, notes))
+    above, below = (0.14 + 0.26 * max(map(len, lines), default=0) for lines in (heads, notes))
     tall = side * shape[1] / shape[2]
     cell = above + tall + below
     height = cell * -(-len(titles) // columns)
@@ -62,11 +62,11 @@ def _stage(
         axes.append(fig.add_axes((left / width, foot / height, side / width, tall / height)))
         axes[-1].set_axis_off()
         for j, line in enumerate(head):
-            at = left / width, (top - 0.18 - 0.22 * j) / height
+            at = left / width, (top - 0.22 - 0.26 * j) / height
             fig.text(*at, line, size=size, weight="bold", parse_math=False)
         for j, line in enumerate(notes[i] if notes else ()):
-            look = dict(size=9.5, color=MARKS.get(line[:1], "black"), parse_math=False)
-            fig.text(left / width, (foot - 0.3 - 0.22 * j) / height, line, **look)
+            look = dict(size=11.5, color=MARKS.get(line[:1], "black"), parse_math=False)
+            fig.text(left / width, (foot - 0.33 - 0.26 * j) / height, line, **look)
     return fig, axes
 
 # %% ../nbs/workshop/films.ipynb #73912afe
