@@ -28,12 +28,12 @@ PATHS = {  # names of notebooks in reading order, and what a reader takes away
         "14_branch": "The whole branch: time, then space, then a gate back into CLIP.",
         "16_tubes": "Why the branch may learn from three patches of ten.",
         "18_losses": "Three questions that pretraining asks, and what a loss of 2.3 means.",
+        "19_large_batches": "Why a large batch cannot be cut in pieces, and how it can.",
         "20_pretraining": "A branch that learns before your eyes, and how to tell that it did.",
         "22_paper_and_code": "Where the paper and its authors' code differ, each shown by a cell.",
         "34_strategies": "Nine ways to make a video model of an image model, side by side.",
         "36_which_parts_matter": "What happens if you take a part away, and when to believe it.",
         "60_kernel": "The same attention in Triton, a tile at a time, without a GPU.",
-        "62_packing_and_backward": "Fewer bytes and a gradient: the kernel made whole.",
     },
     "Use it on my data": {
         "30_finding_clips": "Find the clip of a sentence and the sentence of a clip, and count.",
