@@ -51,14 +51,15 @@ class StillPicture:
         "Picture and sentence."
         width = "".join(f' width="{pixels}"' for pixels in self.size.values())
         picture = f'<img src="data:{self.kind};base64,{self.text}"{width}>'
-        svg = self.kind == "image/svg+xml"
-        return f"{self.data if svg else picture}<p>{escape(self.note)}</p>"
+        shown = self.data if self.kind == "image/svg+xml" else picture
+        return f"{shown}<p>{escape(self.note)}</p>" if self.note else shown
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        bundle = {self.kind: self.text, "text/plain": self.note or "a picture"}
-        if self.note:
+        bundle = {"text/plain": self.note or "a picture"}
+        film = self.kind == "image/gif"  # an output that viewers made with nbconvert leave out
+        if film or self.note:
             bundle["text/html"] = self.html()
-        return bundle, {self.kind: self.size}
+        return bundle | ({} if film else {self.kind: self.text}), {self.kind: self.size}
 
 # %% ../nbs/workshop/playing.ipynb #084552d8
 class InteractivePicture:

@@ -56,8 +56,10 @@ def is_a_class(cell):
 
 def has_picture(cell):
     """Does a reader see a picture here?"""
-    kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
-    drawn = any(kind.startswith("image/") for kind in kinds)
+    shown = [
+        found for output in cell.get("outputs", []) for found in output.get("data", {}).items()
+    ]
+    drawn = any(kind.startswith("image/") or "<img" in "".join(data) for kind, data in shown)
     text = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
     return drawn or bool(re.search(r"!\[|<img|<svg", text))
 

@@ -65,7 +65,9 @@ def strip_widgets(notebook):
     for cell in notebook["cells"]:
         if "outputs" in cell:
             live = [o for o in cell["outputs"] if o.get("data", {}).pop(WIDGET, None)]
-            stay = [o for o in live if any(kind.startswith("image/") for kind in o["data"])]
+            stay = [
+                o for o in live if any(re.match("image/|text/html", kind) for kind in o["data"])
+            ]
             cell["outputs"] = [o for o in cell["outputs"] if o not in live or o in stay]
 
 
