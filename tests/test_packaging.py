@@ -91,7 +91,7 @@ LATE |= {"sympy"}  # torch's compiler, which takes as long to import as torch
 PICTURES = {"matplotlib", "PIL"}
 DRAWS = {"figures", "explorer", "gallery", "demo", "study_figures", "benchmark", "instruct"}
 DRAWS |= {"map_figures", "playing", "drawings", "films", "score_figures", "token_pictures"}
-DRAWS |= {"front_page"}
+DRAWS |= {"front_page", "released.pictures"}
 WITHOUT_TORCH = {"benchmark", "clip_names", "evaluation", "progress"}
 WITHOUT_TORCH |= {module for module in MODULES if module.startswith(("cli.", "benchmark."))}
 WHAT_LOADS = """
@@ -126,7 +126,7 @@ def not_to_load(module):
     name = module.removeprefix("bt_adapter").removeprefix(".")
     if not name or name in WITHOUT_TORCH:
         return LATE | PICTURES | {"torch", "numpy", "triton"}
-    return LATE if name.split(".")[0] in DRAWS else LATE | PICTURES
+    return LATE if {name, name.split(".")[0]} & DRAWS else LATE | PICTURES
 
 
 def test_a_module_loads_nothing_that_it_does_not_need():
