@@ -142,7 +142,7 @@ NUMBERS = [0.3, "0.3", " 3 / 10 ", "30%", "30 %", "3e-1", Fraction(3, 10), Decim
 NUMBERS += [GRAD[None], np.float32(0.3), np.array([0.3]), torch.tensor(0.3, dtype=torch.bfloat16)]
 
 
-@pytest.mark.parametrize("answer", NUMBERS, ids=repr)
+@pytest.mark.parametrize("answer", NUMBERS, ids=named)
 def test_a_number_in_any_form(answer):
     assert number(0.3)(answer)
 
@@ -224,7 +224,7 @@ WANTED = [[0.5, 0.5], [1.0, 0.0]]
         (torch.ones(0), "(0,)"),
         (0.5, "()"),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=named,
 )
 def test_what_is_no_such_tensor_is_told(answer, word):
     said = tensor(WANTED)(answer)
@@ -262,7 +262,7 @@ def raises(error):
         (raises(RuntimeError("x" * 10_000)), "RuntimeError"),
         (raises(RecursionError()), "RecursionError"),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=named,
 )
 def test_what_is_no_such_function_is_told(answer, word):
     said = function(lambda x: 2 * x, [(torch.ones(2),)])(answer)
