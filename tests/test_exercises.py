@@ -23,6 +23,11 @@ from bt_adapter.exercises.answers import Verdict, choice, function, number, tens
 NAMES = [f"{lesson}.{name}" for lesson in lessons() for name in exercises(lesson)]
 
 
+def named(answer):
+    """The name of a case: the same in every process, so without addresses."""
+    return repr(answer).split(" at 0x")[0][:30]
+
+
 def cases(lesson):
     """The answers to a lesson's exercises."""
     return import_module(f"exercise_cases.{lesson}").CASES
@@ -174,11 +179,6 @@ NO_NUMBER += [
     torch.ones(2),
 ]
 NO_NUMBER += [torch.ones(2, requires_grad=True), torch.tensor(math.nan), Decimal("sNaN")]
-
-
-def named(answer):
-    """The name of a case: the same in every process, so without addresses."""
-    return repr(answer).split(" at 0x")[0][:30]
 
 
 @pytest.mark.parametrize("answer", [*NO_NUMBER, "0,3 <b>"], ids=named)
