@@ -39,6 +39,10 @@ def faults(name: str, case: Case):
     exercise, asked, shown = exercises(lesson)[which], check(name), check(name, solution=True)
     if asked.right is not None or exercise.question not in asked.text:
         yield "without an answer, it does not ask"
+    if (open_ := check(name, ...)).right is not None or "in place of `...`" not in open_.text:
+        yield "where nobody has answered, it does not say how to"
+    if exercise.question in open_.text:
+        yield "it repeats the question below the question"
     if shown.right is not None or shown.text != exercise.solution or not shown.text.strip():
         yield "it does not show its solution"
     if len({repr(answer) for answer in case.right}) < 2:
