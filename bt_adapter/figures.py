@@ -301,30 +301,37 @@ def bars(
     ylabel: str = "",
     digits: int = 1,  # after the point, on top of a bar
     width: float = 5.0,  # of the figure, inches
+    colors: Sequence[str] = PALETTE,  # one a method
+    chance: Mapping[str, float] | None = None,  # measure -> what guessing gives
 ) -> Picture:
     "Groups of bars, a group a measure and a colour a method; whiskers span the seeds."
     fig, ax = _axes(width, 2.6, "", ylabel)
     measures = list(dict.fromkeys(key for row in methods.values() for key in row))
     size = 0.8 / len(methods)
+    above = dict(ha="center", va="bottom", size=8)
+    if chance:  # whose line crosses no number
+        above["bbox"] = dict(facecolor="white", edgecolor="none", pad=0)
     for i, (name, row) in enumerate(methods.items()):
         for j, measure in enumerate(measures):
             seeds = np.atleast_1d(array(row.get(measure, np.nan)))
             at, mean = j + (i - (len(methods) - 1) / 2) * size, seeds.mean()
             label = name if j == 0 else None
-            ax.bar(at, mean, 0.92 * size, color=PALETTE[i % len(PALETTE)], label=label)
+            ax.bar(at, mean, 0.92 * size, color=colors[i % len(colors)], label=label)
             if len(seeds) > 1:
                 ax.vlines(at, seeds.min(), seeds.max(), "black", linewidth=1.2)
             if np.isfinite(mean):
-                ax.text(at, seeds.max(), f"{mean:.{digits}f}", ha="center", va="bottom", size=8)
+                ax.text(at, seeds.max(), f"{mean:.{digits}f}", **above)
+    for measure, value in (chance or {}).items():
+        at = measures.index(measure)
+        ax.hlines(value, at - 0.46, at + 0.46, "black", "dashed", label="chance", linewidth=1.2)
     ax.set_xticks(range(len(measures)), measures, size=9)
     ax.set_xlim(-0.5, len(measures) - 0.5)
-    fig.legend(
-        *ax.get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=4,
-        fontsize=8,
-        frameon=False,
-    )
+    handles, names = ax.get_legend_handles_labels()
+    found = dict(zip(names, handles))
+    named = {name: found[name] for name in (*methods, "chance") if name in found}
+    if named:
+        look = dict(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+        fig.legend(named.values(), named.keys(), **look)
     return fig
 
 # %% ../nbs/workshop/figures.ipynb #8e66142f

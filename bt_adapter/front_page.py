@@ -75,7 +75,7 @@ def results_table(rows: list[dict[str, str]]) -> str:
 def chat_rows(folder: Path | None = None) -> list[dict]:  # model, then percent by kind of question
     "Right answers of the chat models, percent, the mean over seeds."
     rows = answers_over_seeds(seeds_of(folder or samples_folder() / "chat"), mean)
-    names = {"motion": "what it does", "direction": "which way, of 8"}
+    names = {"colour": "color", "motion": "what it does", "direction": "which way, of 8"}
     return [{names.get(key, key): value for key, value in row.items()} for row in rows]
 
 

@@ -17,6 +17,7 @@ from bt_adapter.drawings import (
     asymmetric_masking,
     attention_cube,
     canvas,
+    five_steps,
     letters,
     loss_map,
     token_cube,
@@ -29,6 +30,7 @@ CLIP = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
 PICTURES = {
     "architecture": architecture(),
     "architecture, gates": architecture("gates"),
+    "five steps": five_steps(),
     "cube": token_cube(),
     "cube, a tube": token_cube(lit=[(None, 1, 2)]),
     "cube, large": token_cube(16, 16, 16),

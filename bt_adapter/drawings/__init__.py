@@ -11,6 +11,7 @@ from .cubes import asymmetric_masking, attention_cube, token_cube
 from .letters import letters
 from .loss_maps import loss_map
 from .plan import PARTS, architecture
+from .steps import five_steps
 
 # %% ../../nbs/workshop/drawings/drawings.ipynb #c5278d83
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "architecture",
     "asymmetric_masking",
     "attention_cube",
+    "five_steps",
     "letters",
     "loss_map",
     "token_cube",

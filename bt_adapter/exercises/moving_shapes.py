@@ -93,10 +93,11 @@ def judge_palindrome(answer: object) -> Verdict:
 EXERCISES: dict[str, Exercise] = {}
 
 EXERCISES["half"] = Exercise(
-    "In which order do the eight frames of *orbits* make the clip of *bounces*? "
-    "Answer with a list of the numbers 0 to 7.",
+    "Give an order in which the eight frames of *orbits* make the clip of *bounces*, as a list "
+    "of the numbers 0 to 7.",
     judge_order,
-    "`[0, 1, 2, 3, 7, 6, 5, 4]`: the first half stays, the second half runs backwards. A star "
+    "For example `[0, 1, 2, 3, 7, 6, 5, 4]`: the first half stays, the second half runs "
+    "backwards. (The two rounds show the same four places, so other orders work, too.) A star "
     "that went round a second time now goes back the way it came. No frame was changed, "
     "added or left out, and yet the clip needs another caption. This is all that a model of "
     "time has to work with: not new pictures, but where in the clip each picture stands.",
@@ -104,8 +105,9 @@ EXERCISES["half"] = Exercise(
 
 # %% ../../nbs/workshop/exercises/moving_shapes.ipynb #de392c23
 EXERCISES["first_half"] = Exercise(
-    "A model sees the average of the first four frames only. Which pair can it still not "
-    "tell apart?",
+    "A model sees the average of the first four frames only. Which one of these pairs can "
+    "it still not tell apart: *left and right*, *grows and shrinks*, *circles clockwise and "
+    "counter-clockwise*, or *orbits and bounces*?",
     choice(
         lost_in_the_first_half,
         {
@@ -126,8 +128,8 @@ EXERCISES["first_half"] = Exercise(
 # %% ../../nbs/workshop/exercises/moving_shapes.ipynb #0df8a325
 EXERCISES["last_frame"] = Exercise(
     "You get the last of eight frames, you know that it is the last, and you have the two "
-    "captions of a pair to choose from. Where a circle begins you do not know. For how many "
-    "of the nine pairs can you choose without guessing?",
+    "captions of a pair to choose from. Sizes lie between .40 and .54; where a circle begins "
+    "you do not know. For how many of the nine pairs can you choose without guessing?",
     number(
         told_by_the_last_frame,
         {
@@ -141,12 +143,14 @@ EXERCISES["last_frame"] = Exercise(
     "Seven: all but the two pairs on a circle, where the last place says nothing without the "
     "first one. So a single frame is often enough for whoever knows its number. A frozen CLIP "
     "sees the frame and never learns the number. The branch gets it from a learned vector, "
-    "$P^t$, one for each frame, and that is half of what it needs.",
+    "$P^t$, one for each frame. The other half is to compare frames, which the circles need: "
+    "temporal attention.",
 )
 
 # %% ../../nbs/workshop/exercises/moving_shapes.ipynb #78f677c2
 EXERCISES["own_opposite"] = Exercise(
-    "Write a motion, a function of `s` and `phase`, that moves and is its own opposite.",
+    "Write a motion, a function of `s` and `phase`, that moves and looks the same when "
+    "it is played backwards.",
     judge_palindrome,
     "For example `lambda s, phase: dict(scale=1 + 0.3 * np.sin(np.pi * s))`, a thing that "
     "grows and shrinks again. Every function of `s * (1 - s)` does it. Such a motion would "

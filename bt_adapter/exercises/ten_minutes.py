@@ -44,8 +44,8 @@ def cosine_behind_a_closed_gate() -> float:
 # %% ../../nbs/workshop/exercises/ten_minutes.ipynb #37b373b8
 EXERCISES = {
     "mirror": Exercise(
-        "Mirror every frame of clip A, and play the result backwards: does BT-Adapter say "
-        '"left" or "right"?',
+        "Mirror every frame of clip A (`clip.flip(2)`), and play the result backwards "
+        '(`.flip(0)`): does BT-Adapter say "left" or "right"?',
         choice(
             mirrored_and_backwards,
             {
@@ -54,20 +54,14 @@ EXERCISES = {
             },
         ),
         """A mirror turns a motion to the left into one to the right. So does playing backwards.
-Both together cancel, and the circle moves left again.
-
-```python
-both = clip.flip(0, 2)  # frames backwards, columns mirrored
-closeness(both)["BT-Adapter"]  # the first caption, "moves left", is closer
-```"""
-        "",
+Both together cancel, and the circle moves left again.""",
     )
 }
 
 # %% ../../nbs/workshop/exercises/ten_minutes.ipynb #582116dc
 EXERCISES["orders"] = Exercise(
-    "Eight frames can be put in 8! = 40,320 orders: how many different embeddings does frozen "
-    "CLIP give them?",
+    "Eight frames can be put in 8! = 40,320 orders: how many different embeddings, up to "
+    "rounding, does frozen CLIP give them?",
     number(
         1,
         {
@@ -83,8 +77,9 @@ it. That is why BT-Adapter adds a part that sees the frames *together*.""",
 
 # %% ../../nbs/workshop/exercises/ten_minutes.ipynb #f3788ae0
 EXERCISES["gate"] = Exercise(
-    "Close the last gate, so that nothing of the branch comes through: how large is the cosine "
-    "between BT-Adapter's embeddings of clip A and clip B?",
+    "Close the last gate, so that nothing of the branch comes through "
+    "(`deepcopy(model)`, then `.branch.gates[-1].w_b.data.fill_(-1e4)`): how large is the "
+    "cosine between BT-Adapter's embeddings of clip A and clip B?",
     number(
         cosine_behind_a_closed_gate,
         {
@@ -95,14 +90,5 @@ EXERCISES["gate"] = Exercise(
     ),
     """It is 1. The last gate stands in front of the result. With that gate closed the mix is
 all CLIP: the branch still works, but nobody hears it, and for frozen CLIP the two clips
-are the same.
-
-```python
-from copy import deepcopy
-
-closed = deepcopy(model)
-closed.branch.gates[-1].w_b.data.fill_(-1e4)  # the gate's one number
-A, B = (closed.encode_video(model.clip.transform(c)[None]).embedding for c in (clip, backwards))
-print(A @ B.T)
-```""",
+are the same.""",
 )
