@@ -109,13 +109,16 @@ def badge(repository: str, name: str) -> str:
     return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({place})"
 
 
-UNSET = "To install the package here, set `repository` in settings.ini and run tests/tidy.py."
+UNSET = (  # lines of one sentence, said until settings.ini has a `repository`
+    "This copy does not know its address: run %pip install git+ADDRESS, ",
+    "with the address of the repository that you opened it from.",
+)
 
 
 def in_colab(repository: str, extras: list[str]) -> list[str]:
     """The lines that install the package in Colab."""
     if not repository:
-        return [f'print("{UNSET}")']
+        return ["print(", *(f'    "{line}"' for line in UNSET), ")"]
     torch = re.search(r"^torch>=(\S+)", settings()["requirements"], re.M)[1]
     size = sum(MEGABYTES[name] for name in ("", *extras))
     name = settings()["dist_name"] + (f"[{','.join(extras)}]" if extras else "")
@@ -142,7 +145,7 @@ def install(repository: str, packages: set[str]) -> str:
     names, colab = told(packages), in_colab(repository, extras_of(packages))
     rows = ["import sys", "", 'if "google.colab" in sys.modules:', *(f"    {row}" for row in colab)]
     if names:
-        rows += ["else:  # which says nothing where nothing is missing"]
+        rows += ["else:  # prints a line only if something is missing"]
         rows += [f"    {row}" for row in elsewhere(names)]
     else:
         rows[2] += "  # elsewhere this cell does nothing"

@@ -71,12 +71,12 @@ def run(shell, monkeypatch, capsys):
     return run
 
 
-def test_where_nothing_is_published_one_sentence_says_what_to_set(monkeypatch, run):
+def test_where_nothing_is_published_one_sentence_says_what_to_run(monkeypatch, run):
     monkeypatch.chdir(ROOT)
     text, code = map(source, begun(lesson("# | export\nimport torch"))[2:4])
     assert text == "The cells marked `# | export` are the source of `bt_adapter.tubes`."
     said, asked = run(code)
-    assert "set `repository` in settings.ini" in said and said.count("\n") == 1 and not asked
+    assert "run %pip install git+ADDRESS" in said and said.count("\n") == 1 and not asked
 
 
 def test_the_first_thing_that_is_met(published):
