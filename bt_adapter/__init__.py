@@ -63,7 +63,7 @@ clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
 films               clips that move side by side, with words
 drawings            the architecture, cubes of tokens and what losses compare, in SVG
-token_pictures      an image, its patches and its tokens
+token_pictures      tokens, states and heads of attention as pictures
 playing             pictures with controls, for lessons
 extras              what is not installed, and how it is
 exercises           check(answer) of the lessons' exercises

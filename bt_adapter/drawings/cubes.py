@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Token', 'ASKS', 'Clip', 'KINDS', 'Cube', 'check_sizes', 'chosen', 'picture_of', 'draw_frames', 'draw_cube',
-           'number_frames', 'token_cube', 'answers', 'pairs', 'draw_looks', 'draw_counts', 'attention_cube',
-           'asymmetric_masking']
+           'number_frames', 'token_cube', 'answers', 'pairs', 'draw_arcs', 'draw_reach', 'draw_counts',
+           'attention_cube', 'asymmetric_masking']
 
 # %% ../../nbs/workshop/drawings/cubes.ipynb #85a5db46
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -201,15 +202,22 @@ def pairs(kind: str, t: int, patches: int) -> int:
     return dict(temporal=patches * t**2, spatial=t * patches**2, joint=(t * patches) ** 2)[kind]
 
 # %% ../../nbs/workshop/drawings/cubes.ipynb #5820e47c
-def draw_looks(canvas: Canvas, cube: Cube, query: tuple[int, int, int], shown: set[Token]):
-    "A line to each token that is looked at; to those in the same place, in an arc."
+def draw_arcs(canvas: Canvas, cube: Cube, query: tuple[int, int, int], shown: set[Token]):
+    "A line to each token in the same place, in an arc."
     center = cube.center(*query)
-    faint = min(0.9, max(0.15, 24 / max(1, len(shown))))  # many lines would hide the tokens
-    for token in sorted(shown):
+    for token in sorted(t for t in shown if t[1:] == query[1:]):
         x, y = cube.center(*token)
-        rise = 0.18 * abs(x - center[0]) if token[1:] == query[1:] else 0
-        over = (center[0] + x) / 2, (center[1] + y) / 2 - rise
-        canvas.curve(center, over, (x, y), ASKS.edge, 1.2, faint)
+        over = (center[0] + x) / 2, (center[1] + y) / 2 - 0.18 * abs(x - center[0])
+        canvas.curve(center, over, (x, y), ASKS.edge, 1.2, 0.9)
+
+
+def draw_reach(canvas: Canvas, cube: Cube, query: tuple[int, int, int]):
+    "Lines to the corners of all other frames, to be drawn behind them."
+    center, corners = cube.center(*query), np.ndindex(2, 2)
+    for frame, (down, right) in product(range(cube.frames), corners):
+        if frame != query[0]:
+            end = cube.corner(frame, down * cube.rows, right * cube.columns)
+            canvas.curve(center, center, end, ASKS.edge, 0.8, 0.7)
 
 
 def draw_counts(canvas: Canvas, y: float, counts: dict[str, int], lit: str):
@@ -244,9 +252,12 @@ def attention_cube(
     def paint(token):
         return ASKS if token == query else FROZEN if token in shown else GHOST
 
+    if kind == "joint":
+        draw_reach(canvas, cube, query)
     draw_cube(canvas, cube, paint, clip)
-    draw_looks(canvas, cube, query, shown - {query})
-    canvas.polygon(cube.outline(*query), "none" if clip is not None else ASKS.fill, ASKS.edge, 2)
+    if kind == "temporal":
+        draw_arcs(canvas, cube, query, shown - {query})
+    canvas.polygon(cube.outline(*query, margin=-0.1), ASKS.fill, WHITE, 1.5)
     number_frames(canvas, cube)
     counts = {name: pairs(name, t, cube.patches) for name in KINDS}
     told = f"One patch is compared with {len(shown)} of {t * cube.patches}, itself included."

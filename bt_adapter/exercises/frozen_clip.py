@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['small_clip', 'EXERCISES', 'seen_frames', 'shuffled', 'notices_the_order_of_patches', 'found_without',
-           'layers_to_leave_out', 'direction_of_the_difference', 'against_chance']
+           'layers_to_leave_out', 'test_features', 'direction', 'direction_of_the_difference', 'against_chance']
 
 # %% ../../nbs/workshop/exercises/frozen_clip.ipynb #acd44662
+from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 
@@ -63,13 +64,26 @@ def layers_to_leave_out() -> int:
 
 # %% ../../nbs/workshop/exercises/frozen_clip.ipynb #041b56b9
 @cache
-def direction_of_the_difference() -> float:
-    "How often the last frame's feature minus the first one's is nearer to the right direction."
+def test_features() -> tuple[list, Tensor]:  # scenes, and their frames' features (b, t, c)
+    "Clips of the test, and what the frozen CLIP makes of each of their frames."
     scenes, clip = gallery("test", 96), small_clip()
     (states,) = clip.layer_outputs(seen_frames(scenes), last=1)
-    features = F.normalize(clip.project(clip.norm(states[:, :, 0])), dim=-1)
-    ends = F.normalize(features[:, -1] - features[:, 0], dim=-1)
-    return motion_scores(ends, scenes, clip.encode_text)["direction"]
+    return scenes, F.normalize(clip.project(clip.norm(states[:, :, 0])), dim=-1)
+
+
+def direction(
+    join: Callable[[Tensor], Tensor],  # (b, t, c) -> (b, c)
+) -> float:
+    "How often clips are nearer to the right direction, with the frames' features joined so."
+    scenes, features = test_features()
+    joined = F.normalize(join(features), dim=-1)
+    return motion_scores(joined, scenes, small_clip().encode_text)["direction"]
+
+
+@cache
+def direction_of_the_difference() -> float:
+    "The same for the last frame's feature minus the first one's."
+    return direction(lambda features: features[:, -1] - features[:, 0])
 
 
 def against_chance() -> str:
@@ -87,7 +101,7 @@ EXERCISES["shuffled_patches"] = Exercise(
         notices_the_order_of_patches,
         {
             "no": "Attention adds up over all tokens, and a sum does not care about order.",
-            "yes": "Try it with `position=0 * clip.position`. What in the ten lines knows "
+            "yes": "Try it with `position=0 * clip.position` for both. What in the ten lines knows "
             "which patch came first?",
         },
     ),
@@ -99,8 +113,9 @@ EXERCISES["shuffled_patches"] = Exercise(
 
 # %% ../../nbs/workshop/exercises/frozen_clip.ipynb #4f75dcab
 EXERCISES["leave_out"] = Exercise(
-    "Without how many of its last layers do fewer than nine in ten of the clips find their "
-    "caption? Give the smallest such number.",
+    "Leave out the last layer, then the last two, and so on: `share_found(1)`, "
+    "`share_found(2)`, ... At which number do fewer than nine in ten of the clips find their "
+    "caption for the first time?",
     number(
         layers_to_leave_out,
         [
@@ -114,31 +129,32 @@ EXERCISES["leave_out"] = Exercise(
         ],
         within=0,
     ),
-    "Compute `share_found(skip)` for `skip` = 0, 1, 2, ... until it falls below .9. Some "
-    "layers can go and little is lost, since every layer *adds* to the state that it gets: the "
-    "last norm and projection can read a state in the middle, too, and color and shape are in "
-    "it long before the end. This is why a branch can begin beside the last few layers. What "
-    "they hand out is already good.",
+    "Some layers can go and little is lost, since every layer *adds* to the state that it "
+    "gets. The last norm and projection can read a state in the middle, too, and color and "
+    "shape are in it long before the end. (One clip of 48 is two percent, so a share that "
+    "rises a little says nothing.) This is why a branch can begin beside the last few layers. "
+    "What they hand out is already good.",
 )
 
 # %% ../../nbs/workshop/exercises/frozen_clip.ipynb #97285651
 EXERCISES["ends"] = Exercise(
-    "Take the feature of the last frame minus that of the first frame in place of the mean. "
-    "Between a motion and its opposite, is the frozen CLIP now better than guessing?",
+    "Take the feature of the last frame minus that of the first frame instead of the mean. "
+    "Between a motion and its opposite, is the frozen CLIP now better than guessing, which is "
+    "right half of the time?",
     choice(
         against_chance,
         {
-            "better": "The frames did hold the direction; it was lost in the mean.",
+            "better": "Each frame knows where the star is. Two of them know which way it went.",
             "chance": "The mean is at chance. A difference changes its sign when the clip is "
             "turned round, so it can know the direction.",
             "worse": "Turned round, this would be better than guessing as well. Try it on the "
-            "test's gallery with `motion_scores`.",
+            "test's clips with `direction`.",
         },
     ),
-    "Better. The difference changes its sign when the clip is played backwards, so the two "
-    "clips get opposite vectors, and one of them is nearer to the right caption more often "
-    "than not. The direction was in CLIP's features all the time, and the mean threw it away. "
-    "But there is a price: what both frames share is gone, too. Of the color and the shape the "
-    "difference knows next to nothing. What we want keeps both, and learns by itself "
-    "which frames to compare. That is the branch.",
+    "Better, and clearly so: `direction(lambda f: f[:, -1] - f[:, 0])`. Each frame knows "
+    "*where* the star is. Of two frames, the difference says which way it went, and the mean "
+    "throws this away. Played backwards, the difference changes its sign. But there is a "
+    "price: what both frames share is gone, too, so of the color and the shape the difference "
+    "should know little. What we want keeps both, and learns by itself which frames to "
+    "compare. That is the branch.",
 )

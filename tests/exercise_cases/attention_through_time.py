@@ -19,15 +19,15 @@ def frame_by_frame(qkv):
 
 CASES = {
     "turned": Case(
-        right=["moves left", "Moves left.", "moves l"],
-        wrong=[("moves right", "number 8"), ("cannot tell", "stamps"), ("jumps", "Choose one")],
+        right=["moves left", "Moves left.", "moves l", "left"],
+        wrong=[("right", "number 8"), ("cannot tell", "stamps"), ("jumps", "Choose one")],
     ),
     "backwards": Case(
         right=[backwards_maps, turned_by_index],
         wrong=[
             (lambda maps: maps, "Row 1"),
-            (lambda maps: maps.flip(-1), "that look"),
-            (lambda maps: maps.mT, "looked at"),
+            (lambda maps: maps.flip(-1), "rows change"),
+            (lambda maps: maps.mT, "two roles"),
             (torch.zeros(3), "function"),
         ],
     ),
