@@ -137,6 +137,11 @@ def test_ways_to_say_what_is_lit():
     assert words(architecture([]).svg) == words(architecture().svg)
 
 
+def test_near_is_the_same_picture_cut_out():
+    whole, near = architecture("gates").svg, architecture("gates", near=True).svg
+    assert near != whole and near.split(">", 1)[1] == whole.split(">", 1)[1]
+
+
 @pytest.mark.parametrize(
     "wrong, told",
     [

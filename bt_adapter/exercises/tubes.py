@@ -28,9 +28,9 @@ def directions_found() -> tuple[float, float]:
     states = model.clip.layer_outputs(frames, model.config.states)
     right = model.encode_text([caption(scene) for scene in scenes])
     wrong = model.encode_text([caption(opposite(scene)) for scene in scenes])
-    parts = rearrange(clips.float(), "b t (r y) (c x) k -> b t (r c) (y x k)", y=8, x=8)
-    change = (parts.amax(1) - parts.amin(1)).mean(-1)
-    still = change.argsort(1)[:, :20].sort(1).values
+    pixels = rearrange(clips.float(), "b t (r y) (c x) k -> b t (r c) (y x k)", y=8, x=8)
+    change = (pixels.amax(1) - pixels.amin(1)).mean(-1)
+    still = change.argsort(dim=1, stable=True)[:, :20].sort(1).values
     found = []
     for keep in (still, tube_mask(24, 64, 0.7, torch.Generator().manual_seed(0))):
         with torch.no_grad():
@@ -46,7 +46,7 @@ MOVING = number(
         1.0: "So it would be if nothing of the motion were lost. Measure it.",
         0.0: "Even guessing gets half of them right.",
     },
-    within=0.03,
+    within=0.09,
 )
 
 # %% ../../nbs/workshop/exercises/tubes.ipynb #f376f265
@@ -90,25 +90,27 @@ FLOOR = number(
 # %% ../../nbs/workshop/exercises/tubes.ipynb #26ba86d5
 MOVING_QUESTION = (
     "Hide the patches that move. Of each of the 24 clips, let the branch see only the 20 "
-    "patches whose colors change least from frame to frame. Predict first: will the "
-    "adapter still find the direction? Then measure: of what share of the 24 clips does "
-    "it? (`found(states, keep)` takes any `keep` of places.)"
+    "patches with the smallest difference between their brightest and their darkest frame: "
+    "with `pixels` of shape (b, t, l, 192), the first 20 of `(pixels.amax(1) - "
+    "pixels.amin(1)).mean(-1).argsort(dim=1, stable=True)`. Predict first: will the adapter "
+    "still find the direction? Then measure: of what share of the 24 clips does it? "
+    "(`found(states, keep)` takes any `keep` of places.)"
 )
 MOVING_SOLUTION = (
-    "It finds the direction less often than with a random tube of the same size, though "
-    "nearly nothing moves in what the branch sees.\n"
+    "It finds the direction less often than with a random tube of the same size (the second"
+    " number), though nearly nothing moves in what the branch sees.\n"
     "\n"
     "```python\n"
-    'parts = rearrange(clips.float(), "b t (r y) (c x) k -> b t (r c) (y x k)", y=8, x=8)\n'
-    "change = (parts.amax(1) - parts.amin(1)).mean(-1)  # (b, l)\n"
-    "keep = change.argsort(1)[:, :20].sort(1).values\n"
-    "found(states, keep)\n"
+    'pixels = rearrange(clips.float(), "b t (r y) (c x) k -> b t (r c) (y x k)", y=8, x=8)\n'
+    "change = (pixels.amax(1) - pixels.amin(1)).mean(-1)  # (b, l)\n"
+    "still = change.argsort(dim=1, stable=True)[:, :20].sort(1).values\n"
+    "found(states, still), found(states, tube_mask(24, 64, 0.7))\n"
     "```\n"
     "\n"
-    "How can it find anything? Because CLIP saw everything. In its layers the patches of "
-    "a frame have looked at one another, so the state of a bare patch knows a little of "
-    "what stands elsewhere in its frame. A random tube keeps some of the patches that the"
-    " thing crosses, where the story is told at first hand."
+    "How can it find anything? Because CLIP saw everything. In its layers the patches of a "
+    "frame have looked at one another, so the state of a bare patch knows a little of what "
+    "stands elsewhere in its frame. A random tube keeps some of the patches that the thing "
+    "crosses, where the story is told at first hand."
 )
 
 # %% ../../nbs/workshop/exercises/tubes.ipynb #17c7488a

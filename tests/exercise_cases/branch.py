@@ -11,9 +11,9 @@ CASES = {
         right=["patches", "Patches.", "patch"],
         wrong={"embedding": "other side", "both": "closed gate", "neither": "last line"},
     ),
-    "no_time": Case(
-        right=[0, "0", 0.0],
-        wrong={12: "which frame came first", 10: "look the same", 3: "too large"},
+    "third": Case(
+        right=["no", "No.", False],
+        wrong={"yes": "layer 4", True: "come in", 3: "Choose one of"},
     ),
     "half": Case(
         right=[HALF, HALF.upper(), HALF == "yes"],
