@@ -235,6 +235,7 @@ def matrix(
     ylabel: str = "",
     digits: int = 2,  # after the point, where values are written: in matrices of at most 8 x 8
     width: float = 8.0,  # of the figure, inches
+    label: str = "",  # of the colours
 ) -> Picture:
     "Matrices side by side on one colour scale."
     values = _rows(values, 2)
@@ -257,7 +258,9 @@ def matrix(
         if max(value.shape) <= 8:
             write_values(ax, image, digits)
     axes[0].set_ylabel(ylabel, size=9)
-    fig.colorbar(image, ax=axes, shrink=0.9, pad=0.02).ax.tick_params(labelsize=8)
+    bar = fig.colorbar(image, ax=axes, shrink=0.9, pad=0.02)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, size=9)
     return fig
 
 # %% ../nbs/workshop/figures.ipynb #555300e4
