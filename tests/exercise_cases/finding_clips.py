@@ -5,9 +5,9 @@ import torch
 from exercise_cases import Case
 
 CASES = {
-    "backwards": Case(
-        right=["near 0", "Near 0."],
-        wrong={"near 50": "Shuffled", "near 100": "would not notice", "0": "Choose one"},
+    "ties": Case(
+        right=[0, "0%", torch.tensor(0.0)],
+        wrong={50: "luck", 100: "as near as", 25: "too large"},
     ),
     "closed": Case(
         right=["near 50", "Near 50"],

@@ -11,9 +11,14 @@ CASES = {
         right=["the same token", "The same token.", "the same"],
         wrong={"its own token": "never shows", "both": "Choose one"},
     ),
-    "frames": Case(
-        right=[66, "66", torch.tensor(66)],
-        wrong={64: "> 64", 65: "paired", 2: "grouped", 128: "too large"},
+    "hidden": Case(
+        right=[[(1, 0), (2, 1)], torch.tensor([[1, 0], [2, 1]]), ((1.0, 0.0), (2.0, 1.0))],
+        wrong=[
+            ([(2, 0), (2, 1)], "was meant"),
+            ([(0, 1), (1, 2)], "comes first"),
+            ([(2, 1), (1, 0)], "order of the list"),
+            ([2, 5], "shape"),
+        ],
     ),
     "one_frame": Case(
         right=[1, "1", 1.0, Fraction(1)],
