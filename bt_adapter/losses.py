@@ -18,7 +18,7 @@ def video_text_contrastive(
     video: Float[Tensor, "b c"],  # features of any length; row m belongs to text m
     text: Float[Tensor, "b c"],
     tau: float = 0.01,  # temperature: cosines are divided by it
-    check_finite: bool = True,  # on CPUs; False for loops that look for themselves
+    check_finite: bool = True,  # on CPUs; False: the caller checks
 ) -> Float[Tensor, ""]:  # at least fp32
     """VTC: each clip finds its caption in the batch, and each caption its clip.
 
@@ -48,7 +48,7 @@ def masked_branching_token_alignment(
     teacher: Float[Tensor, "*btl c"],  # kept patch tokens of CLIP, projected with W_v-proj
     student: Float[Tensor, "*btl c"],  # the same tokens of the branch, projected with W'_v-proj
     kind: str = "mse",  # "mse" as Eq. 7, "cosine" (2 - 2 cos) as the authors' code
-    check_finite: bool = True,  # on CPUs; False for loops that look for themselves
+    check_finite: bool = True,  # on CPUs; False: the caller checks
 ) -> Float[Tensor, ""]:  # at least fp32
     """MBTA: squared distance of kept tokens, summed over channels, averaged over tokens.
 
@@ -77,7 +77,7 @@ def masked_branching_cross_modal_alignment(
     patches: Float[Tensor, "b t l c"],  # kept patch tokens of the branch, projected with W_v-proj
     text: Float[Tensor, "b c"],
     tau: float = 0.01,  # temperature: cosines are divided by it
-    check_finite: bool = True,  # on CPUs; False for loops that look for themselves
+    check_finite: bool = True,  # on CPUs; False: the caller checks
 ) -> Float[Tensor, ""]:  # at least fp32
     """MBCA: the mean of the branch's kept patch tokens is contrasted with the captions.
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEAL', 'DIGITS', 'END', 'is_whole', 'checkpoints', 'save_checkpoint', 'drop_checkpoints', 'load_checkpoint',
-           'fitting_state', 'step_of', 'stop_signals', 'reraise_signal', 'read_log', 'RunLog', 'save_curves',
-           'versions', 'write_card']
+           'fitting_state', 'step_of', 'stop_signals', 'reraise_signal', 'read_log', 'read_run', 'RunLog',
+           'save_curves', 'versions', 'write_card']
 
 # %% ../nbs/workshop/runs.ipynb #ef1583be
 import csv
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 import bt_adapter
-from .files import first_line, write_whole
+from .files import first_line, read_json, write_whole
 from .ledger import command_line
 from .progress import Steps
 
@@ -168,6 +168,15 @@ def read_log(path: Path) -> dict[str, list[float]]:
         except ValueError:  # cut off, or of another hand
             continue
     return dict(zip(names, map(list, zip(*rows)))) if rows else {}
+
+# %% ../nbs/workshop/runs.ipynb #b7d20c52
+def read_run(folder: Path) -> tuple[dict, dict[str, list[float]]]:
+    "The card of a finished run, and the columns of its log."
+    card = read_json(folder / "training.json", dict)
+    settings = card["settings"]
+    if "groups" in settings:
+        settings["batch"] = 18 * settings["groups"]
+    return card, read_log(folder / "log.csv") or card.get("losses", {})
 
 # %% ../nbs/workshop/runs.ipynb #72182177
 def _board(folder, start):

@@ -35,13 +35,13 @@ def grid(canvas: Canvas, x: float, y: float, rows: int, columns: int, paint: Pai
     return Box(x, y, CELL * columns, CELL * rows)
 
 # %% ../../nbs/workshop/drawings/loss_maps.ipynb #6a2fb28b
-X, Y = 424, 190  # the upper left corner of the table
+X, Y = 424, 166  # the upper left corner of the table
 
 
 def contrast(canvas: Canvas, name: str, symbol: str, paint: Paint) -> Box:
     "The right half of VTC and MBCA; returns the rows of the videos."
-    tower = canvas.box(X - 190, 72, 110, 44, "CLIP's\ntext tower", FROZEN)
-    captions = canvas.box(X - 416, 70, 170, 48, "“a red circle\nmoves right”, …", SPEECH, 10)
+    tower = canvas.box(X - 190, Y - 118, 110, 44, "CLIP's\ntext tower", FROZEN)
+    captions = canvas.box(X - 416, Y - 120, 170, 48, "“a red circle\nmoves right”, …", SPEECH, 10)
     text = grid(canvas, X, Y - 16 - JOINT * CELL, JOINT, BATCH, FROZEN)
     video = grid(canvas, X - 16 - JOINT * CELL, Y, BATCH, JOINT, paint)
     table = grid(canvas, X, Y, BATCH, BATCH, GHOST)
@@ -51,7 +51,7 @@ def contrast(canvas: Canvas, name: str, symbol: str, paint: Paint) -> Box:
         place = X + CELL * i, Y + CELL * i
         canvas.box(*place, CELL, CELL, "✓", LOSS, 0, kind="mark", bold=True)
     canvas.label((text.center[0], text.y - 14), "captions $t$")
-    canvas.shape((text.x + text.width + 10, text.center[1]), "b c")
+    canvas.shape((text.x + text.width + 10, text.center[1]), "c b")
     canvas.label((video.center[0], Y + video.height + 16), f"{name} {symbol}")
     canvas.shape((video.center[0], Y + video.height + 34), "b c", "middle")
     canvas.label((table.center[0], Y + table.height + 16), "cosines / τ")
@@ -137,9 +137,9 @@ def _lane(canvas: Canvas, y: float, words: str, symbol: str, paint: Paint, own: 
 
 
 def _mbta(canvas: Canvas) -> str:
-    teacher = _lane(canvas, 24, "CLIP's last\nstate $V^{(L)}$", "$W_{v‐proj}$", FROZEN, FROZEN)
+    teacher = _lane(canvas, 0, "CLIP's last\nstate $V^{(L)}$", "$W_{v‐proj}$", FROZEN, FROZEN)
     words = "the branch's\npatches $V̂^{(K)}$"
-    student = _lane(canvas, 202, words, "$W′_{v‐proj}$", TRAINED, TRAINED)
+    student = _lane(canvas, 178, words, "$W′_{v‐proj}$", TRAINED, TRAINED)
     middle = (teacher.y + teacher.height + student.y) / 2
     words = "squared distance,\ntoken by token"
     minus = canvas.box(teacher.center[0] - 80, middle - 19, 160, 38, words, size=11)
@@ -163,6 +163,6 @@ def loss_map(
     "Which tensor meets which in a loss. Raises ValueError for an unknown loss."
     if name not in MAPS:
         raise ValueError(f"A loss is one of {', '.join(MAPS)}, not {name!r}.")
-    canvas = Canvas(800, 334)
+    canvas = Canvas(800, 310)
     told = MAPS[name](canvas)
     return canvas.drawing(f"What {name.upper()} compares", told)

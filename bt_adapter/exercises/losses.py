@@ -47,24 +47,29 @@ PRINTED = Exercise(
         "\n"
         "    video_text_contrastive(torch.eye(16), torch.eye(16), tau=100)\n"
         "\n"
-        "which is 5.526. Knowing nothing costs $2 \\log 16 = 5.545$. The own caption"
-        " has the logit .01 and the others have 0, so the softmax gives all sixteen"
-        " nearly the same probability. However good the features are, the loss "
-        "cannot show it. A loss that lives in so narrow a band teaches nothing."
+        "which is 5.526. Knowing nothing costs $2 \\log 16 = 5.545$. The own "
+        "caption has the logit .01 and the others have 0, so all sixteen get "
+        "nearly the same probability. A loss that lives in so narrow a band "
+        "teaches nothing."
     ),
 )
 
 # %% ../../nbs/workshop/exercises/losses.ipynb #8a4ce48f
 PULL = Exercise(
     (
-        "Which captions push a clip hardest? Write a function that takes the logits"
-        " of a batch, (b, b), and returns the gradient of one direction, "
-        "$\\mathcal{L}_{nce}(v, t)$, with respect to them. No autograd is needed."
+        "Write a function that takes the logits of a batch, (b, b), a row a clip, "
+        "and returns the gradient of one direction, $\\mathcal{L}_{nce}(v, t)$, "
+        "with respect to the logits. No autograd is needed. Then look: which "
+        "captions push a clip hardest?"
     ),
     function(
         _pull,
         [(torch.randn(n, n, generator=torch.Generator().manual_seed(n)),) for n in (3, 5)],
         [
+            (
+                lambda f: _alike(lambda x: f(x.T).T),
+                ("Each clip chooses among captions: which way do the rows run?"),
+            ),
             (
                 lambda f: _alike(lambda x: f(x) / len(x)),
                 ("Nearly: the loss is a mean over the b clips, so each row counts one b-th."),
@@ -90,17 +95,18 @@ PULL = Exercise(
         "        return (logits.softmax(1) - torch.eye(len(logits))) / len(logits)\n"
         "\n"
         "Every wrong caption pushes with the probability it gets. The caption with "
-        "the opposite motion gets most of it, and pushes hardest. Without opposites"
-        " in the batch, nobody asks for motion."
+        "the opposite motion gets most of it. Without opposites in the batch, "
+        "nobody asks for motion."
     ),
 )
 
 # %% ../../nbs/workshop/exercises/losses.ipynb #ff96fe76
 ORDER = Exercise(
     (
-        "A *perfect* student is a copy of its teacher: 4 frames of 5 patches, "
-        "random tokens. But someone reads the student's twenty tokens in the order "
-        '(l t) where the teacher\'s are in (t l). Predict MBTA with `kind="cosine"`.'
+        "A *perfect* student is a copy of its teacher: 4 frames of 5 patches, each "
+        "token a random, wide vector. But someone reads the student's twenty "
+        "tokens in the order (l t) where the teacher's are in (t l). What is MBTA "
+        'to be expected with `kind="cosine"`?'
     ),
     number(
         1.8,
@@ -112,14 +118,13 @@ ORDER = Exercise(
         within=0.03,
     ),
     (
-        "About 1.8. Random tokens are at right angles, and a wrong pair costs $2 - "
-        "2 \\cdot 0 = 2$. Only the first and the last of the twenty stand at the "
-        "same place in both orders, and these two cost 0: $2 \\cdot \\frac{18}{20} = "
-        "1.8$.\n"
+        "About 1.8. Wide random vectors are nearly at right angles, and a wrong "
+        "pair costs $2 - 2 \\cdot 0 = 2$. Only the first and the last of the twenty "
+        "stand at the same place in both orders, and these two cost 0: $2 \\cdot "
+        "\\frac{18}{20} = 1.8$.\n"
         "\n"
-        "A student that knows everything looks like one that knows nothing. There "
-        "is such a slip in the authors' code: [the paper and its "
-        "code](22_paper_and_code.ipynb) shows it."
+        "A student that knows everything looks like one that knows nothing. [The "
+        "authors' code](22_paper_and_code.ipynb) has such a slip."
     ),
 )
 

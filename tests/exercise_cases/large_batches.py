@@ -13,4 +13,5 @@ CASES = {
     "time": Case(
         right=[4 / 3, "4/3", Fraction(4, 3)], wrong={2: "twice", 1.5: "Count", 4: "without"}
     ),
+    "halves": Case(right=[16, "16.0", Fraction(32, 2)], wrong={0: "mean over", 8: "halves"}),
 }

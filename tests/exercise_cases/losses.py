@@ -25,7 +25,11 @@ CASES = {
     ),
     "pull": Case(
         right=[pull, pull_by_autograd],
-        wrong=[(lambda x: len(x) * pull(x), "mean over"), (lambda x: -pull(x), "sign")],
+        wrong=[
+            (lambda x: len(x) * pull(x), "mean over"),
+            (lambda x: -pull(x), "sign"),
+            (lambda x: pull(x.T).T, "which way"),
+        ],
     ),
     "order": Case(
         right=[1.8, "1.80", Fraction(9, 5)], wrong={0: "same order", 2: "Nearly", 4: "large"}
