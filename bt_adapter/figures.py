@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARP', 'PALETTE', 'Array', 'Clip', 'Heat', 'Picture', 'array', 'overlay', 'contact_sheet', 'write_values', 'matrix',
-           'curves', 'bars', 'gif', 'save_clip']
+           'curves', 'draw_curves', 'bars', 'gif', 'save_clip']
 
 # %% ../nbs/workshop/figures.ipynb #171a31ba
 import re
@@ -297,6 +297,29 @@ def curves(
             )
     ax.legend(fontsize=8, frameon=False)
     return fig
+
+# %% ../nbs/workshop/figures.ipynb #a61c07e3
+def draw_curves(
+    ax: Axes,
+    series: Mapping[str, ArrayLike],  # a line a name
+    levels: Mapping[str, float] = {},  # name -> where its grey line runs
+    xlabel: str = "step",
+    ylabel: str = "",
+    x: ArrayLike | None = None,  # positions, by default 0, 1, 2, ...
+    loc: str = "center right",  # of the legend
+):
+    "Curves in axes of yours, and levels to read them against."
+    for color, (name, values) in zip(PALETTE, series.items()):
+        ax.plot(range(len(values)) if x is None else x, values, color=color, label=name)
+    across = dict(transform=ax.get_yaxis_transform(), ha="right", va="bottom", size=8)
+    for name, level in levels.items():
+        ax.axhline(level, color="0.7", linewidth=1)
+        ax.text(1, level, name, color="0.35", **across)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+    ax.set_xlabel(xlabel, size=9)
+    ax.set_ylabel(ylabel, size=9)
+    ax.legend(fontsize=8, frameon=False, loc=loc)
 
 # %% ../nbs/workshop/figures.ipynb #8430e448
 def bars(
