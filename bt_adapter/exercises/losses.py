@@ -54,6 +54,29 @@ PRINTED = Exercise(
     ),
 )
 
+# %% ../../nbs/workshop/exercises/losses.ipynb #5c1e70a1
+_SLIPS = [
+    (
+        lambda f: _alike(lambda x: f(x.T).T),
+        ("Each clip chooses among captions: which way do the rows run?"),
+    ),
+    (
+        lambda f: _alike(lambda x: f(x) / len(x)),
+        ("Nearly: the loss is a mean over the b clips, so each row counts one b-th."),
+    ),
+    (
+        lambda f: _alike(lambda x: -f(x)),
+        (
+            "The sign is turned round: where a logit of the right "
+            "caption rises, the loss falls."
+        ),
+    ),
+    (
+        lambda f: _alike(lambda x: (f(x) - torch.eye(len(x))) / len(x)),
+        ("Those are the probabilities. What is taken off where the caption is right?"),
+    ),
+]
+
 # %% ../../nbs/workshop/exercises/losses.ipynb #8a4ce48f
 PULL = Exercise(
     (
@@ -65,27 +88,7 @@ PULL = Exercise(
     function(
         _pull,
         [(torch.randn(n, n, generator=torch.Generator().manual_seed(n)),) for n in (3, 5)],
-        [
-            (
-                lambda f: _alike(lambda x: f(x.T).T),
-                ("Each clip chooses among captions: which way do the rows run?"),
-            ),
-            (
-                lambda f: _alike(lambda x: f(x) / len(x)),
-                ("Nearly: the loss is a mean over the b clips, so each row counts one b-th."),
-            ),
-            (
-                lambda f: _alike(lambda x: -f(x)),
-                (
-                    "The sign is turned round: where a logit of the right "
-                    "caption rises, the loss falls."
-                ),
-            ),
-            (
-                lambda f: _alike(lambda x: (f(x) - torch.eye(len(x))) / len(x)),
-                ("Those are the probabilities. What is taken off where the caption is right?"),
-            ),
-        ],
+        _SLIPS,
     ),
     (
         'The gradient of minus log softmax is "probabilities minus the right '

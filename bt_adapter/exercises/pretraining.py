@@ -139,8 +139,10 @@ MASK = Exercise(
         "64 patches instead of 7, 9.1 times as many: `kept_patches(64, 0.9)` "
         "rounds the hidden number down to 57. What do you get for it? In our "
         "[ablation study](36_which_parts_matter.ipynb) a step took seven times as "
-        "long, but after 120 steps twice as many motions were right. The paper "
-        "hides 70%, and finds nothing lost up to there."
+        "long, but after 120 steps twice as many motions were right. *Minute for "
+        "minute* the mask wins: 34 steps without one, which take as long as our "
+        "240, leave direction at chance. The paper hides 70%, and finds nothing "
+        "lost up to there."
     ),
 )
 
