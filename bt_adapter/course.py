@@ -33,7 +33,8 @@ PATHS = {  # names of notebooks in reading order, and what a reader takes away
         "22_paper_and_code": "Where the paper and its authors' code differ, each shown by a cell.",
         "34_strategies": "Nine ways to make a video model of an image model, side by side.",
         "36_which_parts_matter": "What happens if you take a part away, and when to believe it.",
-        "60_kernel": "The same attention in Triton, a tile at a time, without a GPU.",
+        "60_kernel": "A small program that reads each number once, and how to count that.",
+        "62_packing_and_backward": "Many patches in a tile, and gradients by hand, without a GPU.",
     },
     "Use it on my data": {
         "30_finding_clips": "Find the clip of a sentence and the sentence of a clip, and count.",

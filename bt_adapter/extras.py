@@ -39,7 +39,7 @@ def missing(*packages: str) -> str:
     if "triton" in absent:
         absent.remove("triton")
         said += [
-            "There is no Triton here, it exists for Linux on x86-64: cells that run kernels stop."
+            "There is no Triton here, it exists for Linux on x86-64: kernels are shown and not run."
         ]
     if absent:
         said += [

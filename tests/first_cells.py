@@ -81,14 +81,16 @@ def brought_by(extra: str) -> set[str]:
 def packages_of(notebook) -> set[str]:
     """The packages that a notebook imports, or a module of this package that it imports.
 
-    Without Triton modules do without, but a notebook's own kernels do not.
+    Without Triton modules do without, but a notebook's own kernels do not: it defines them with
+    the `triton` that it imports, or that a module of this package hands on.
     """
     code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     own = set().union(*map(imported, code))
     files = {path for module in own for path in files_of(module)}
     theirs = set().union(*(imported(path.read_text(encoding="utf-8")) for path in files))
     tops = [{module.partition(".")[0] for module in modules} for modules in (own, theirs)]
-    return tops[0] | tops[1] - {"triton"}
+    handed_on = {"triton"} if any(module.endswith(".triton") for module in own) else set()
+    return tops[0] | handed_on | tops[1] - {"triton"}
 
 
 def extras_of(packages: set[str]) -> list[str]:

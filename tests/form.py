@@ -27,7 +27,6 @@ UNFINISHED = {
     "50_chat",
     "52_instruction_tuning",
     "56_gallery",
-    "60_kernel",
 }
 
 # Notebook -> what it may break, and why.

@@ -2,6 +2,7 @@
 
 tests/test_notebooks.py runs each lesson offline, without the extras that its first cell does not
 install; tests/test_first_cells.py and tests/test_playing.py see what is said where they are needed.
+The lessons that define kernels are run here without Triton.
 """
 
 import json
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from first_cells import brought_by, imported
+from test_notebooks import LIMIT_S, code_of, warm  # noqa: F401
 from test_packaging import python
 from tidy import LESSONS, ROOT
 
@@ -44,6 +46,23 @@ def test_what_lessons_import_of_the_package_needs_no_extra(all_extras):
         f"for module, _, name in (name.rpartition('.') for name in {sorted(wanted)}):\n"
         "    getattr(importlib.import_module(module), name, None)\n"
     )
+
+
+KERNELS = [path for path in LESSONS if "@jit" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_without_triton_a_lesson_says_so_once_and_goes_on(path, tmp_path, warm, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "empty").mkdir()
+    warm.run(code_of(path), tmp_path / "empty", LIMIT_S, ["triton"])
+    said = (tmp_path / "output.txt").read_text(encoding="utf-8")
+    assert said.count("There is no Triton here") == 1 and "Traceback" not in said
+
+
+def test_lessons_define_kernels():
+    assert len(KERNELS) == 2
 
 
 def toy():
@@ -88,7 +107,8 @@ def test_sentences(monkeypatch):
     for name in ("peft", "pyarrow", "triton"):
         monkeypatch.setitem(sys.modules, name, None)
     first, second = missing("torch", "triton", "peft", "pyarrow").splitlines()
-    assert "no Triton here" in first and "peft, pyarrow; pip install -e '.[chat,train]'" in second
+    assert "no Triton here" in first and "not run" in first
+    assert "peft, pyarrow; pip install -e '.[chat,train]'" in second
     assert missing("nowhere").endswith("nowhere; pip install nowhere.\n")
 
 

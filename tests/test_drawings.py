@@ -22,6 +22,7 @@ from bt_adapter.drawings import (
     loss_map,
     token_cube,
 )
+from bt_adapter.drawings.tiles import byte_bars, memory_map, queue_map, tile_map, used
 from bt_adapter.masking import kept_patches, tube_mask
 from bt_adapter.playing import drawing, interactive_picture
 
@@ -46,6 +47,16 @@ PICTURES = {
     "mbta": loss_map("mbta"),
     "mbca": loss_map("mbca"),
     "letters": letters(),
+    "tile": tile_map(8, series=1),
+    "tiles": tile_map([1, 3, 12, 16]),
+    "tile of 64": tile_map(3, 64),
+    "queue": queue_map(2, 5, 8, heads=16),
+    "queue, a rest": queue_map(3, 1, 5),
+    "memory": memory_map(np.arange(8 * 5 * 3 * 3).reshape(8, 5, 3, 3), {0: "one", 7: "two"}),
+    "memory, one": memory_map(np.zeros((1, 1, 3, 1)), {0: "all there is"}),
+    "bytes": byte_bars({"the first way": {"a part": 8, "another": 0.1}, "no way": {"a third": 4}}),
+    "bytes, many": byte_bars({"a": {f"a part with a long name {i}": i for i in range(5)}}),
+    "bytes, nothing": byte_bars({"nothing": {}}),
 }
 each_picture = pytest.mark.parametrize("name", PICTURES)
 
@@ -159,6 +170,13 @@ def test_near_is_the_same_picture_cut_out():
         (lambda: asymmetric_masking([True, False] * 8), "list the places"),
         (lambda: asymmetric_masking(tube_mask(2, 16, 0.5)), "for b = 1"),
         (lambda: loss_map("nce"), "one of vtc, mbta, mbca, not 'nce'"),
+        (lambda: tile_map(17), r"16 rows does not hold series of \[17\] frames"),
+        (lambda: tile_map(8, series=3), r"does not hold 3 series of \[8\] frames"),
+        (lambda: tile_map([]), r"does not hold series of \[\] frames"),
+        (lambda: tile_map("8"), r"does not hold series of \['8'\] frames"),
+        (lambda: queue_map(1, 2, 33, 32), r"32 rows does not hold series of \[33\] frames"),
+        (lambda: byte_bars({}), "at least one way"),
+        (lambda: memory_map(CLIP, {}), r"must be \(t, l, 3, h\), none of them 0, not \(8, 32"),
     ],
 )
 def test_refuses_in_one_sentence(wrong, told):
@@ -189,6 +207,16 @@ def test_counts_are_computed(t, rows, columns):
     kept = kept_patches(patches, 0.7)
     told = " ".join(words(asymmetric_masking(range(kept), t, rows, columns).svg))
     assert f"{t} × {patches} = {t * patches} tokens, the branch {t} × {kept} = {t * kept}" in told
+
+
+@pytest.mark.parametrize("frames, rows", [(8, 16), (3, 16), (12, 64), (1, 16)])
+def test_what_is_used_of_a_tile_is_counted(frames, rows):
+    slots = np.arange(rows) // frames
+    real = slots < rows // frames
+    scores = (slots[:, None] == slots) & real
+    assert used(frames, rows, rows // frames) == (real.sum(), scores.sum())
+    told = " ".join(words(tile_map(frames, rows).svg))
+    assert f"{real.sum()} of {rows} rows" in told and f"{scores.sum():,} of {rows**2:,}" in told
 
 
 def polygons(svg, fill):

@@ -144,6 +144,7 @@ def test_the_extras_that_a_lesson_needs(published, code, extras):
         ("from bt_adapter.playing import drawing\nimport anywidget, pyarrow", []),
         ("from bt_adapter.kernels import kernel_attention", []),
         ("import triton.language as tl", ["triton"]),
+        ("from bt_adapter.kernels.tile import jit, tl, triton", ["triton"]),
         ("from bt_adapter.instruct import encoded", ["peft", "transformers"]),
     ],
 )

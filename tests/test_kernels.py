@@ -25,6 +25,7 @@ from bt_adapter.kernels import (
     enter_op,
     fused_attention,
     fused_gate_norm,
+    readers,
     roofline,
     tile_for,
     trace,
@@ -229,10 +230,24 @@ def test_the_trace_keeps_what_is_out_of_bounds_from_happening():
     assert out.tolist() == [0, 1, 1, 1, 0, 0, 0, 0]  # what was not read is zero
 
 
+@pytest.mark.parametrize("frames, rows", [(8, 16), (3, 16), (17, 32)])
+def test_who_reads_what(frames, rows):
+    wide = noise(2, frames, 10, 3, 2, 32)
+    qkv, heads, fit = wide[:, :, ::2], 2, rows // frames
+    found = readers(lambda: fused_attention(qkv), qkv)
+    assert found.shape == qkv.shape
+    for clip, patch, head in ((0, 0, 0), (0, 4, 1), (1, 0, 0), (1, 4, 1)):
+        program = (clip * 5 + patch) // fit * heads + head
+        assert (found[clip, :, patch, :, head] == program).all()
+    found = readers(lambda: fused_attention(qkv), wide)
+    assert (found[:, :, 1::2] == -1).all() and (found[:, :, ::2] >= 0).all()
+    assert (readers(lambda: None, qkv) == -1).all()
+
+
 # --- faults ---
 
 FAULTS = {
-    "scale": ("* (1.4426950408889634 * C**-0.5)", "* (1.4426950408889634 * C**-0.45)"),
+    "scale": ("* (1.4426950408889634 * N**-0.5)", "* (1.4426950408889634 * N**-0.45)"),
     "base of the power": ("1.4426950408889634", "1.0"),
     "patches mix": (
         "scores = tl.where(slot[:, None] == slot[None, :], scores",
@@ -242,7 +257,7 @@ FAULTS = {
     "tail is not masked": (" & (series < count)", ""),
     "padding is not masked": ("(slot < ROWS // T) & ", ""),
     "columns are not masked": (
-        "& (tl.arange(0, WIDE) < C)[None, :]",
+        "& (tl.arange(0, WIDE) < N)[None, :]",
         "& (tl.arange(0, WIDE) < WIDE)[None, :]",
     ),
     "key for value": (
@@ -250,9 +265,9 @@ FAULTS = {
         "value = load_rows(qkv, source + strides[3]",
     ),
     "loaded twice": (
-        "    weights = softmax(query, key, slot, C)\n",
+        "    weights = softmax(query, key, slot, N)\n",
         "    query = load_rows(qkv, source, there, WIDE, FACTORS)\n"
-        "    weights = softmax(query, key, slot, C)\n",
+        "    weights = softmax(query, key, slot, N)\n",
     ),
     "written in another order": (
         "token = ((clip * T + frame) * patches + patch) * H + head",
@@ -261,12 +276,12 @@ FAULTS = {
     "a stray store": (
         "dot(weights.to(FACTORS), value), WIDE)\n",
         "dot(weights.to(FACTORS), value), WIDE)\n"
-        "    tl.store(out + count * T * H * C + head, 0.0)\n",
+        "    tl.store(out + count * T * H * N + head, 0.0)\n",
     ),
     "no mean taken off": (" - tl.sum(weights * d_weights, 1)[:, None]", ""),
     "gradient of keys not transposed": ("dot(tl.trans(d_scores), query)", "dot(d_scores, query)"),
-    "gradient of queries not scaled": ("dot(d_scores, key) * C**-0.5", "dot(d_scores, key)"),
-    "gradient of values misplaced": ("token + 2 * H * C", "token + H * C"),
+    "gradient of queries not scaled": ("dot(d_scores, key) * N**-0.5", "dot(d_scores, key)"),
+    "gradient of values misplaced": ("token + 2 * H * N", "token + H * N"),
     "maps of other patches": (
         "same = (slot[:, None] == slot[None, :]) & real[:, None]",
         "same = (slot[:, None] >= 0) & real[:, None]",
@@ -379,6 +394,26 @@ def test_compiled_for_gpus_that_are_not_here():
         assert [r.name for r in pair] == ["attention_forward", "attention_backward"]
         assert cc == 75 or all(r.instructions_per_byte < 0.1 for r in pair)
         judge(cc, t, any(maps), pair)
+        if t == 8:  # whatever the rows of a tile hold
+            assert [r.products for r in pair] == [{"HMMA.16816": n} for n in (16, 40)]
+
+
+def test_a_tile_of_eight_rows_is_too_small_for_the_compiler():
+    command = """
+import torch, triton
+from bt_adapter.kernels import report
+from bt_adapter.kernels.operation import Tile, arguments, tl
+qkv = torch.empty(2, 8, 256, 3, 16, 64, dtype=torch.float16, device="meta")
+out = qkv[:, :, :, 0].contiguous()
+for rows in (16, 8):
+    given = arguments(qkv, Tile(rows, 1, tl.float16), False, out=out, maps=out)
+    try:
+        print(report.compiled(report.attention_forward, given, 80, 1).rows)
+    except triton.CompilationError as error:
+        print(error.__cause__)
+"""
+    compiled, refused = python(command).stdout.split("\n", 1)
+    assert compiled == "16" and "K >= 16" in refused
 
 
 def test_the_table_of_all_compilations():

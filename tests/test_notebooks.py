@@ -76,19 +76,24 @@ def without_extras(path):
     )
 
 
-@pytest.mark.slow
-@each_notebook
-def test_runs(path, tmp_path, warm, monkeypatch):
-    # In an empty folder, as in Colab: a notebook finds its files through the package.
-    monkeypatch.chdir(ROOT)
+def code_of(path):
+    """The cells of a notebook that run: id -> source."""
     sources = {}
     for cell in nbformat.read(path, as_version=4).cells:
         found = directives(cell)
         if cell.cell_type == "code" and found.get("eval") != "false":
             exported = found.keys() & {"export", "exporti"}
             sources[cell.id] = as_exported(cell, path) if exported else cell.source
+    return sources
+
+
+@pytest.mark.slow
+@each_notebook
+def test_runs(path, tmp_path, warm, monkeypatch):
+    # In an empty folder, as in Colab: a notebook finds its files through the package.
+    monkeypatch.chdir(ROOT)
     (tmp_path / "empty").mkdir()
-    warm.run(sources, tmp_path / "empty", LIMIT_S, without_extras(path))
+    warm.run(code_of(path), tmp_path / "empty", LIMIT_S, without_extras(path))
 
 
 def test_nothing_is_out_of_step():

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/workshop/kernels/kernels.ipynb #fae70504
 from .attention import attention_backward, attention_forward, jit
 from .entry import enter_backward_op, enter_eagerly, enter_op, fused_gate_norm
-from .interpreter import Trace, mended_interpreter, trace
+from .interpreter import Trace, mended_interpreter, readers, trace
 from .operation import (
     DTYPES,
     INTERPRETED,
@@ -54,6 +54,7 @@ __all__ = [
     "jit",
     "mended_interpreter",
     "missing",
+    "readers",
     "roofline",
     "tile_for",
     "trace",

@@ -43,7 +43,7 @@ def tile_for(
 
 # %% ../../nbs/workshop/kernels/operation.ipynb #3ebaa68b
 def arguments(
-    qkv: torch.Tensor,  # (b, t, l, 3, h, c), the last stride 1
+    qkv: torch.Tensor,  # (b, t, l, 3, h, n), the last stride 1
     tile: Tile,
     explicit: bool,  # with maps
     **tensors: torch.Tensor,  # the other pointers of the kernel
@@ -54,7 +54,7 @@ def arguments(
     if "d_out" in tensors:
         strides["d_strides"] = tensors["d_out"].stride()[:4]
     wide = max(16, 1 << (width - 1).bit_length())
-    sizes = dict(T=frames, H=heads, C=width, WIDE=wide, ROWS=tile.rows)
+    sizes = dict(T=frames, H=heads, N=width, WIDE=wide, ROWS=tile.rows)
     counts = dict(count=batch * patches, patches=patches)
     kinds = dict(FACTORS=tile.factors, MAPS=explicit)
     return dict(qkv=qkv) | tensors | counts | strides | sizes | kinds
@@ -91,9 +91,9 @@ def empty_outputs(qkv: torch.Tensor, maps: bool) -> tuple[torch.Tensor, torch.Te
 # %% ../../nbs/workshop/kernels/operation.ipynb #981fe653
 @torch.library.custom_op("bt_adapter::temporal_attention", mutates_args=())
 def attention_op(
-    qkv: torch.Tensor,  # (b, t, l, 3, h, c)
+    qkv: torch.Tensor,  # (b, t, l, 3, h, n)
     maps: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:  # (b, t, l, h, c), maps (b, l, h, t, t) or nothing
+) -> tuple[torch.Tensor, torch.Tensor]:  # (b, t, l, h, n), maps (b, l, h, t, t) or nothing
     "Temporal attention by `attention_forward`."
     out, weights = empty_outputs(qkv, maps)
     launch(attention_forward, last_dim_contiguous(qkv), maps, out=out, maps=weights)
@@ -105,10 +105,10 @@ attention_op.register_fake(empty_outputs)
 # %% ../../nbs/workshop/kernels/operation.ipynb #fbb44e78
 @torch.library.custom_op("bt_adapter::temporal_attention_backward", mutates_args=())
 def attention_backward_op(
-    qkv: torch.Tensor,  # (b, t, l, 3, h, c)
-    d_out: torch.Tensor,  # (b, t, l, h, c)
+    qkv: torch.Tensor,  # (b, t, l, 3, h, n)
+    d_out: torch.Tensor,  # (b, t, l, h, n)
     d_maps: torch.Tensor | None,  # (b, l, h, t, t)
-) -> torch.Tensor:  # (b, t, l, 3, h, c)
+) -> torch.Tensor:  # (b, t, l, 3, h, n)
     "The gradient of `attention_op` by `attention_backward`."
     d_qkv, explicit = qkv.new_empty(qkv.shape), d_maps is not None
     d_maps, d_out = d_maps.contiguous() if explicit else d_out, last_dim_contiguous(d_out)
@@ -148,14 +148,14 @@ attention_op.register_vmap(batched_attention)
 # %% ../../nbs/workshop/kernels/operation.ipynb #b4ace073
 def differentiate_eagerly(ctx, d_out, d_maps):
     "`differentiate` in operations that can be differentiated again."
-    qkv, frames = ctx.saved_tensors[0], "bqlhc, bklhc -> blhqk"
+    qkv, frames = ctx.saved_tensors[0], "bqlhn, bklhn -> blhqk"
     (query, key, value), scale = qkv.unbind(3), qkv.shape[-1] ** -0.5
     maps = (torch.einsum(frames, query, key) * scale).softmax(-1)
     d_weights = torch.einsum(frames, d_out, value) + (d_maps if ctx.explicit else 0)
     d_scores = scale * maps * (d_weights - (maps * d_weights).sum(-1, keepdim=True))
-    d_query = torch.einsum("blhqk, bklhc -> bqlhc", d_scores, key)
-    d_key = torch.einsum("blhqk, bqlhc -> bklhc", d_scores, query)
-    d_value = torch.einsum("blhqk, bqlhc -> bklhc", maps, d_out)
+    d_query = torch.einsum("blhqk, bklhn -> bqlhn", d_scores, key)
+    d_key = torch.einsum("blhqk, bqlhn -> bklhn", d_scores, query)
+    d_value = torch.einsum("blhqk, bqlhn -> bklhn", maps, d_out)
     return torch.stack([d_query, d_key, d_value], 3), None
 
 # %% ../../nbs/workshop/kernels/operation.ipynb #110daaa6
@@ -187,9 +187,9 @@ def unsupported(qkv: torch.Tensor) -> str | None:
 
 # %% ../../nbs/workshop/kernels/operation.ipynb #d572ad26
 def fused_attention(
-    qkv: torch.Tensor,  # (b, t, l, 3, h, c) on a GPU, or on the CPU under the interpreter
+    qkv: torch.Tensor,  # (b, t, l, 3, h, n) on a GPU, or on the CPU under the interpreter
     maps: bool = False,  # also make the maps
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # (b, t, l, h, c), maps (b, l, h, t, t)
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # (b, t, l, h, n), maps (b, l, h, t, t)
     "Temporal attention (Eq. 2) by the kernels. Raises ValueError where there is none for a case."
     if qkv.ndim != 6 or qkv.shape[3] != 3 or not qkv.numel():
         shape = "(batch, frames, patches, 3, heads, width of a head)"

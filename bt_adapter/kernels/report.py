@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -44,6 +44,7 @@ class KernelReport:
     instructions: int  # a warp executes
     warps: int  # a program
     rows: int  # of a tile
+    products: dict[str, int] = field(default_factory=dict)  # of tensor cores: name -> instructions
 
     def __post_init__(self):  # JSON makes strings of keys
         self.widths = {int(bits): count for bits, count in self.widths.items()}
@@ -100,6 +101,7 @@ def read_code(name: str, cubin: bytes, shared: int, warps: int, given: dict) -> 
     sass = tool("nvdisasm", cubin, "-c")
     instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)", sass)
     accesses = [x for x in instructions if re.match(r"(LDG|STG|LDGSTS|RED|ATOMG?)\b", x)]
+    products = (re.match(r"[A-Z]*MMA\.\w+", x) for x in instructions)
     widths = Counter(int((re.search(r"\.(64|128)\b", x) or [0, 32])[1]) for x in accesses)
     return KernelReport(
         name=name,
@@ -111,6 +113,7 @@ def read_code(name: str, cubin: bytes, shared: int, warps: int, given: dict) -> 
         instructions=len(instructions) - instructions.count("NOP"),
         warps=warps,
         rows=given.get("ROWS", 1),
+        products=dict(Counter(found[0] for found in products if found)),
     )
 
 # %% ../../nbs/workshop/kernels/report.ipynb #b031484b
@@ -197,7 +200,7 @@ GPUS = {  # cc, GB/s, dense 16-bit and ordinary 32-bit TFLOP/s, SMs, GHz: NVIDIA
 def roofline(
     name: str,  # a key of GPUS
     report: KernelReport,  # of an attention kernel in 16 bits, compiled for this GPU
-    shape: tuple[int, int, int, int, int],  # b, t, l, h, c
+    shape: tuple[int, int, int, int, int],  # b, t, l, h, n
 ) -> dict[str, float]:  # microseconds that each term needs at least; the longest binds
     "The least time an attention kernel can take on a GPU."
     if name not in GPUS:
