@@ -45,6 +45,7 @@ recognition         names for what happens
 score_figures       rankings, shares with their intervals and confusions as pictures
 in_place            what strategies that change CLIP's last layers have in common
 strategies, costs   nine ways to make a video encoder of CLIP, and what each costs
+strategy_figures    where each mixes frames, which tokens notice a change, and bars
 ablations           the paper's tables on a small scale, in few steps
 full_length         eight of their rows as long as the shipped adapter, with curves
 study_tables        what both have written, read: each model once, means over seeds

@@ -73,11 +73,13 @@ def headline(
     if full:
         seeds = len({row["seed"] for row in full})
         often = f"{seeds} seeds" if seeds > 1 else "one seed"
-        parts += [f"As long as the adapter that ships, {full[0]['steps']} steps, with {often}:"]
+        parts += [f"First the rows at full length, {full[0]['steps']} steps, with {often}."]
         parts += [told(verdict(full, measure)), told_forgotten(full)]
     else:
         parts += ["No row has been run as long as the adapter that ships yet."]
     if short:
-        parts += [f"In {short[0]['steps']} steps, which says how fast rows learn and not how good"]
-        parts += [f"they become: {told(verdict(short, measure))}"]
+        parts += [
+            f"The short study has {short[0]['steps']} steps a row. It says how fast rows learn,"
+        ]
+        parts += [f"and not how good they become. {told(verdict(short, measure))}"]
     return " ".join(filter(None, parts))

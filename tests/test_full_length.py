@@ -4,10 +4,12 @@ counts what chance would count."""
 import math
 import sys
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from tiny_runs import problems
 
 from bt_adapter import full_length, study_tables
@@ -31,7 +33,14 @@ from bt_adapter.full_length import (
 from bt_adapter.ledger import append_csv, read_csv
 from bt_adapter.paper_order import agreement, orders_once
 from bt_adapter.pretrain import PRESETS
-from bt_adapter.study_figures import FLOWS, cost_scatter, curves_picture, table_picture, token_flow
+from bt_adapter.strategy_figures import FLOWS, token_flow
+from bt_adapter.study_figures import (
+    cost_scatter,
+    curves_picture,
+    leads_picture,
+    table_picture,
+    verdict_picture,
+)
 from bt_adapter.study_tables import MEASURES, model_of, models_in, one_study
 from bt_adapter.study_words import headline, told
 from bt_adapter.verdicts import chance_of_clear, difference, resampled, verdict
@@ -327,7 +336,7 @@ def test_pictures_show_what_the_lines_say():
     made = study({"BT-Adapter": [80, 81], "addition": [90, 92]})
     made += study({"frozen CLIP": [50, 50]}, parameters="0")
     picture = table_picture(made, "full length", (*MEASURES, *STILL))
-    assert len(picture.axes) == 6 and picture.dpi == 160
+    assert len(picture.axes) == 6 and picture.dpi == 80
     names = [text.get_text() for text in picture.axes[0].get_yticklabels()]
     assert names == ["BT-Adapter", "addition", "frozen CLIP"]
     drawn = cost_scatter(made, ["full length"]).axes[0]
@@ -337,6 +346,33 @@ def test_pictures_show_what_the_lines_say():
     axes = curves_picture(points).axes
     assert len(axes) == 2 and len(axes[0].lines) == 2 * (2 + 1) + 1
     assert len(token_flow().axes) == len(FLOWS) == 9
+
+
+@pytest.mark.parametrize("value", [80, 81, 84])
+def test_words_beside_discs_keep_apart(value):
+    made = study({row.name: [value, value + i] for i, row in enumerate(FULL_ROWS)})
+    picture = cost_scatter(made, ["full length"])
+    picture.draw_without_rendering()
+    (ax,) = picture.axes
+    words = [Text.get_window_extent(text) for text in ax.texts]
+    assert len(words) == len(FULL_ROWS)
+    assert not any(a.overlaps(b) for a, b in combinations(words, 2))
+    assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 for box in words)
+
+
+def test_a_verdict_is_drawn_from_the_best_to_the_worst():
+    found = verdict(study({"BT-Adapter": [80, 81], "addition": [90, 92], "no mask": [70, 71]}))
+    (ax,) = verdict_picture(found).axes
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == ["addition (full length)", "no mask (full length)"]
+    assert [line.get_xdata()[0] for line in ax.lines[1:4:2]] == [10.5, -10]
+    assert ax.get_title() == "2 of 2 clear"
+    alone = verdict_picture(verdict(study({"BT-Adapter": [80], "addition": [90]})))
+    assert alone.axes[0].get_title() == "0 of 1 clear"
+    with pytest.raises(ValueError, match="no difference to draw"):
+        verdict_picture(verdict(study({"addition": [1]})))
+    with pytest.raises(ValueError, match="for each of 1 differences"):
+        leads_picture([found.pairs[0].lead], clear=[True, False])
 
 
 def test_the_default_is_no_change_of_itself():

@@ -1,5 +1,8 @@
 """Each strategy by what defines it: where it starts, what it trains, and what it can see."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from tiny import shake, tiny_clip, tiny_eva
@@ -19,6 +22,7 @@ from bt_adapter.strategies import (
     SpatioTemporalPooling,
     STAdapter,
 )
+from bt_adapter.strategy_figures import notice_cube, strategy_bars
 
 FROM_CLIP = ["mean pooling", "ST pooling", "separate-ST", "separate-ST, frozen", "ST-Adapter"]
 OPEN = ["joint-ST", "separate-ST", "STAN"]
@@ -189,6 +193,24 @@ def test_what_is_not_possible_is_told():
     everything = torch.arange(4).expand(2, -1)
     whole = SeparateST(clip, 2).encode_states(states, everything).embedding
     torch.testing.assert_close(whole, clip.encode_video(video(clip)))
+
+
+def test_bars_and_cubes_say_what_they_cannot_draw():
+    drawn = strategy_bars({"tokens": {"BT-Adapter": 64}, "odd": {"joint-ST": math.nan}})
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["64", ""]
+    frames, told = np.zeros((8, 40, 40, 3), np.uint8), np.zeros((8, 64), bool)
+    assert notice_cube(told, (0, 0, 0), frames).alt == "0 of 512 tokens noticed, in 0 frames."
+    bad = {
+        "A strategy is one of mean pooling": lambda: strategy_bars({"": {"BT": 1}}),
+        "nothing to draw": lambda: strategy_bars({"tokens": {}}),
+        r"l in rows of 8, not \(8, 60\)": lambda: notice_cube(told[:, :60], (0, 0, 0), frames),
+        "t must be a whole number from 1": lambda: notice_cube(told[:0], (0, 0, 0), frames[:0]),
+        "has 8 frames, not t = 4": lambda: notice_cube(told[:4], (0, 0, 0), frames),
+        "is no .frame, row, column.": lambda: notice_cube(told, (0, 8, 0), frames),
+    }
+    for words, call in bad.items():
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def test_only_the_branch_is_named_so():
