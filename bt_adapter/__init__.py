@@ -54,6 +54,10 @@ paper_order         whether rows stand in the paper's order
 study_words         a study as sentences that are built from its numbers
 study_figures       and as pictures, one a table
 maps                where and when the branch looks
+changes             a branch that is changed while it runs
+interventions       heads, frames, patches and P^t taken out of it, and put back
+circuit             what that does to margins, and the fewest heads that carry one
+seeing_direction    the heads that direction rests on, by Moving Shapes
 relevance           what in a clip makes it match a sentence
 map_figures         pictures of both
 explorer            the same under the mouse

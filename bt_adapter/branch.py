@@ -95,7 +95,7 @@ class Branch(nn.Module):
             return places + times
         if keep.ndim == 2:
             return places[keep][:, None] + times
-        return places[keep % len(places)] + self.time[keep // len(places)]
+        return places[keep % len(places)] + times[keep // len(places), 0]
 
     def first_cls(
         self,
