@@ -38,6 +38,7 @@ from .moving_shapes import (
 from .progress import progress
 from .scenes import FIGURES, scores
 from .small_clip import vocabulary
+from .terminal import shown
 from .video import ClipError, read_clips, write_clip
 
 # %% ../nbs/workshop/demo.ipynb #38ace39a
@@ -218,7 +219,7 @@ def converse(
     "A conversation of each talker about a clip."
     from transformers.utils.logging import disable_progress_bar
 
-    from .chat import VideoChat, plug_small, printable, small_host
+    from .chat import VideoChat, plug_small, small_host
     from .instruct import QUESTIONS, answers
 
     disable_progress_bar()  # of the weights, which are there in a second
@@ -232,8 +233,8 @@ def converse(
             for row in rows:
                 tell(f"  {row['question']}  ")
                 for piece in chat.stream(row["question"]):
-                    tell(printable(piece))
-                row[f"{name} says"] = printable(chat.turns[-1].answer)
+                    tell(shown(piece))
+                row[f"{name} says"] = shown(chat.turns[-1].answer)
                 tell("\n")
     return rows
 

@@ -340,12 +340,12 @@ def video(t=4, seed=0):
     return torch.randint(256, (t, 20, 16, 3), dtype=torch.uint8, generator=generator)
 
 
-def conversation(host="llava", template=PLAIN, **options):
+def conversation(host="llava", template=PLAIN, words=None, **options):
     model = tiny_host(host)
     plug(model, adapter_for(model))
     reads = dict(qformer_tokenizer=byte_tokenizer()) if host == "instructblip" else {}
     options = dict(max_tokens=6) | options
-    return VideoChat(model, byte_tokenizer(), video(), template, **reads, **options)
+    return VideoChat(model, words or byte_tokenizer(), video(), template, **reads, **options)
 
 
 def uncached(talk, turns, question, n):
@@ -488,7 +488,9 @@ def test_templates_hold_the_clip_and_the_question(name):
     assert form.first.count("<video>") == form.first.count("{question}") == 1
     assert form.later.count("{question}") == 1
     assert form.later.count("<video>") == (name == "instructblip")
-    talk = conversation("instructblip" if name == "instructblip" else "llava", template=name)
+    words = byte_tokenizer(*form.markers)
+    host = "instructblip" if name == "instructblip" else "llava"
+    talk = conversation(host, template=name, words=words)
     talk.model.config.text_config.max_position_embeddings = 2000
     assert talk.prompt.whole([], "What?").shape[1] > 4
 
@@ -534,6 +536,119 @@ def test_conversations_that_cannot_begin(tmp_path):
     plug(t5, "mean")
     with pytest.raises(ValueError, match="decoder"):
         VideoChat(t5, tokenizer, video())
+
+
+# --- what goes wrong in the middle ---
+
+
+class Interrupted:
+    """Ctrl-C, or an error, when a layer of the language model is entered for the n-th time."""
+
+    def __init__(self, talk, calls, error, layer=1):
+        self.left, self.error = calls, error
+        layers = language_model(talk.model).model.language_model.layers
+        self.hook = layers[layer].register_forward_pre_hook(self.count)
+
+    def count(self, *_):
+        self.left -= 1
+        if not self.left:
+            self.hook.remove()
+            raise self.error
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
+@pytest.mark.parametrize("turns", [0, 1])
+def test_an_answer_that_is_torn_leaves_a_consistent_conversation(calls, error, turns):
+    """The first layer has read what the second has not: nothing of it may stay."""
+    talk = conversation(max_tokens=8)
+    for _ in range(turns):
+        talk.ask("What?")
+    Interrupted(talk, calls, error)
+    with pytest.raises(type(error)):
+        talk.ask("What moves?")
+    assert len(talk.turns) == turns + (calls > 1)
+    assert calls == 1 or (len(talk.turns[-1].ids) == calls - 1 and not talk.turns[-1].finished)
+    expected = uncached(talk, list(talk.turns), "Which way?", 8)
+    talk.ask("Which way?")
+    assert talk.turns[-1].ids == expected[: len(talk.turns[-1].ids)]
+
+
+def test_a_model_that_computes_no_numbers_says_so():
+    talk = conversation(max_tokens=8)
+    talk.ask("What?")
+    head = talk.model.lm_head.weight
+    kept, head.data = head.data, torch.full_like(head, torch.nan)
+    for temperature in (0.0, 0.5):
+        talk.temperature = temperature
+        with pytest.raises(ArithmeticError, match="NaN"):
+            talk.ask("Which way?")
+    head.data, talk.temperature = kept, 0.0
+    assert len(talk.turns) == 1
+    expected = uncached(talk, list(talk.turns), "Which way?", 8)
+    talk.ask("Which way?")
+    assert talk.turns[-1].ids == expected[: len(talk.turns[-1].ids)]
+
+
+def test_two_answers_at_once_are_refused():
+    talk = conversation(max_tokens=8)
+    first, second = talk.stream("What?"), talk.stream("Why?")
+    next(first)
+    for ask in (talk.ask, talk.stream, lambda question: next(second)):
+        with pytest.raises(ValueError, match="still being written") as caught:
+            ask("Why?")
+        assert "\n" not in str(caught.value)
+    list(first)
+    expected = uncached(talk, list(talk.turns), "Why?", 8)
+    assert talk.ask("Why?") == talk.turns[1].answer
+    assert talk.turns[1].ids == expected[: len(talk.turns[1].ids)]
+    pieces = talk.stream("And?")
+    next(pieces)
+    pieces.close()
+    talk.ask("Then?")
+    assert [turn.question for turn in talk.turns] == ["What?", "Why?", "And?", "Then?"]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_any_of_a_models_end_tokens_ends_an_answer(listed, monkeypatch):
+    """As in Llama 3, whose settings list two."""
+    talk = Scripted("abZcd</s>", monkeypatch, max_tokens=8)
+    (number,) = talk.prompt.tokenizer("Z").input_ids
+    talk.model.generation_config.eos_token_id = [2, number] if listed else number
+    again = VideoChat(talk.model, talk.prompt.tokenizer, video(), PLAIN, max_tokens=8)
+    assert again.prompt.ends == {2, number}
+    assert again.ask("What?") == "ab" and again.turns[0].finished
+    assert len(again.turns[0].ids) == 2
+
+
+def test_a_question_without_end_is_refused_unread(monkeypatch):
+    talk = conversation()
+    talk.prompt.tokenizer = Recorder(talk.prompt.tokenizer)
+    with pytest.raises(ValueError, match="too long: 10,000,000 letters"):
+        talk.ask("x" * 10_000_000)
+    assert not talk.prompt.tokenizer.started
+    monkeypatch.setattr(chat.Prompt, "embed", lambda *_: pytest.fail("it is embedded"))
+    with pytest.raises(ValueError, match="too long: with the clip"):
+        talk.ask("x" * 5_000)
+    assert not talk.turns
+
+
+@pytest.mark.parametrize("bad", [None, 3, b"What?", ["What?"]])
+def test_a_question_is_a_text(bad):
+    talk = conversation()
+    with pytest.raises(TypeError, match="A question is a text"):
+        talk.stream(bad)
+    with pytest.raises(ValueError, match="no text"):
+        talk.stream("What\udcff?")
+
+
+def test_a_question_that_the_qformer_cannot_read_is_refused():
+    talk = conversation("instructblip")
+    talk.model.config.text_config.max_position_embeddings = 9000
+    most = talk.model.config.qformer_config.max_position_embeddings
+    with pytest.raises(ValueError, match=f"its Q-Former reads {most} tokens, not {most + 1}"):
+        talk.ask("x" * (most + 1))
+    talk.ask("x" * most)
 
 
 # --- released formats ---
@@ -914,8 +1029,9 @@ def test_the_small_model_tells_that_it_knows_one_world(place, monkeypatch, tmp_p
     Path(tmp_path / "small").mkdir()
     (tmp_path / "small/projector.safetensors").touch()
     monkeypatch.setattr(chat, "load_chat", lambda *_: (None, None))
-    monkeypatch.setattr(chat, "VideoChat", lambda *_, **__: None)
-    monkeypatch.setattr(command, "answer", lambda chat, question: print("left"))
+    talk = SimpleNamespace(chosen="prompt: x, as you asked")
+    monkeypatch.setattr(chat, "VideoChat", lambda *_, **__: talk)
+    monkeypatch.setattr(command, "answer", lambda chat, question: print("left") or True)
     for clip in clips:
         for model in "moving-shapes", str(tmp_path / "small"):
             command.talk(clip, ask=["What?", "Why?"], model=model)
@@ -935,7 +1051,3 @@ def test_plug_is_a_function_and_a_module():
 
     assert bt_adapter.chat.plug is plug is import_module("bt_adapter.chat.plug").plug
     assert callable(bt_adapter.chat.plug)
-
-
-def test_a_terminal_gets_no_orders():
-    assert chat.printable("a\x1b[2Jb\x07\tc\nd\x9b") == "a[2Jbc\nd"

@@ -3,11 +3,14 @@
 import inspect
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +63,8 @@ WRONG = {
     "pretrain --data file --reader x": "choose from pyav, decord",
     "chat nowhere.mp4": "there is no such file",
     "chat file --template x": "choose from llava",
+    "chat file --template llava_v1 --frames 0": "--frames",
+    "chat file --template vicuna-v1-1 --frames 0": "--frames",
     "chat file --model a-llava": "There is no chat model 'a-llava'",
     "chat file --model a/llava": "a/llava has no --video",
     "chat file --video nowhere": "no adapter folder",
@@ -299,6 +304,7 @@ def test_names_are_those_of_the_modules():
     assert options.RECIPES == (*pretrain.PRESETS,)
     assert options.POOLINGS == (*chat.POOLINGS,)
     assert options.TEMPLATES == (*chat.TEMPLATES,)
+    assert options.ALIASES == (*chat.ALIASES,)
     assert {*options.FORMATS} == {*datasets.FORMATS}
     assert options.ASPECTS == (*benchmark.RUBRICS,)
     assert options.STUDIES == tuple(dict.fromkeys(row.table for row in ablations.ROWS))
@@ -334,7 +340,7 @@ def test_ctrl_c_while_it_starts_is_silent(tmp_path, slow):
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=30)
     assert run.returncode == 130 and out == ""
-    assert err == ("" if slow == "typer" else "loading the chat model ...\n")
+    assert err == ("" if slow == "typer" else "loading the chat model moving-shapes ...\n")
 
 
 STARTS = {  # what torch does instead of being imported
@@ -454,6 +460,124 @@ def test_bf16_where_it_is_slow_is_one_note(monkeypatch, capsys, fast):
     with pytest.raises(SystemExit):
         console.run(app)
     assert capsys.readouterr().err.count("note: This processor") == (fast == "float32")
+
+
+# A conversation in the terminal, with a model that is quick to load.
+
+TALKS = """
+import sys, time
+from types import SimpleNamespace as Of
+
+sys.modules["bt_adapter.video"] = Of(read_clip=lambda *a, **k: None)
+from bt_adapter.cli import chat as command
+
+
+class Talk:
+    forgotten, turns, chosen = 0, [Of(finished=True)], "prompt: x, as you asked"
+
+    def stream(self, question):
+        if not question.strip():
+            raise ValueError("The question is empty.")
+        return self.pieces(question)
+
+    def pieces(self, question):
+        for n in range(500 if question == "long" else 1):
+            yield f"word{n} "
+            time.sleep(0.02 * (question == "long"))
+        if question == "fail":
+            raise RuntimeError("no\\x1b[31m numbers left\\nat all")
+        yield f"you said {question}"
+
+
+command.conversation = lambda *a: Talk()
+command.tell_world = lambda *a: None
+command.main()
+"""
+
+
+class Typist:
+    """Someone at a terminal in which `bta-chat` runs."""
+
+    def __init__(self, *arguments):
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            env = os.environ | dict(PYTHONPATH=str(ROOT), TERM="dumb")
+            command = [sys.executable, "-c", TALKS, str(CLIP), *arguments]
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs of a script ignore it
+            os.execve(sys.executable, command, env)
+        self.seen = b""
+
+    def until(self, *wanted):
+        """Read until all of these came in this order; what was seen."""
+        for text in wanted:
+            deadline = time.monotonic() + 60
+            while text.encode() not in self.seen:
+                assert time.monotonic() < deadline, (text, self.seen)
+                if select.select([self.terminal], [], [], 0.1)[0]:
+                    self.seen += os.read(self.terminal, 65536)
+            before, _, self.seen = self.seen.partition(text.encode())
+        return before
+
+    def type(self, text):
+        os.write(self.terminal, text.encode())
+
+    def leave(self):
+        """The exit status, once the command has ended."""
+        with suppress(OSError):  # the other end is closed
+            while os.read(self.terminal, 65536):
+                pass
+        os.close(self.terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on():
+    at = Typist()
+    at.until("loading the chat model moving-shapes ...", "loaded in ", " s; prompt: x", "> ")
+    at.type("long\n")
+    at.until("word3")
+    at.type("\x03")
+    said = at.until("[stopped]", "> ")
+    assert b"word400" not in said
+    for typed, told in {
+        "hello": "you said hello",
+        "fail": r"word0  [the model stopped: RuntimeError: no\x1b[31m numbers left]",
+        "": "[The question is empty.]",
+        "<b>&amp;</b>": "you said <b>&amp;</b>",
+    }.items():
+        at.type(f"{typed}\n")
+        at.until(told, "> ")
+    at.type("\x03")
+    assert at.leave() == 0
+
+
+def test_ctrl_c_ends_questions_of_a_script():
+    at = Typist("--ask", "long", "--ask", "hello")
+    at.until("word3")
+    at.type("\x03")
+    at.until("[stopped]")
+    assert at.leave() == 130
+
+
+def piped(text, *arguments):
+    command = [sys.executable, "-c", TALKS, str(CLIP), *arguments]
+    env = os.environ | dict(PYTHONPATH=str(ROOT))
+    return subprocess.run(command, input=text, capture_output=True, env=env, timeout=120)
+
+
+def test_a_script_learns_of_answers_that_failed():
+    done = piped(b"", "--ask", "fail", "--ask", "hello")
+    assert done.returncode == 1 and b"you said hello" in done.stdout
+    assert b"Traceback" not in done.stderr
+    assert piped(b"", "--ask", "hello").returncode == 0
+
+
+def test_any_bytes_can_be_piped_in():
+    text = b"\xff\xfe\x1b[2J\n\n" + b"x" * 300_000 + b"\nhello"
+    done = piped(text)
+    assert done.returncode == 0 and b"\x1b" not in done.stdout and b"Traceback" not in done.stderr
+    out = done.stdout.decode()
+    assert r"you said \xff\xfe\x1b[2J" in out and "[The question is empty.]" in out
+    assert "more than 100,000 letters" in out and "xxx" not in out and "you said hello" in out
 
 
 def test_only_commands_parse_arguments():

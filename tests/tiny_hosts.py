@@ -95,15 +95,20 @@ def tiny_host(name, seed=0):
     return model.eval()
 
 
-def byte_tokenizer():
+def byte_tokenizer(*markers):
+    """Bytes, four special tokens, and the markers of a template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<image>", "<s>", "</s>", "<pad>"]
+    special += [marker for marker in markers if marker not in special]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {token: i for i, token in enumerate([*special, *letters])}
     raw = Tokenizer(models.BPE(vocab=words, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    names = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), special, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=raw, **names)
+    names = dict(
+        zip(("unk_token", "bos_token", "eos_token", "pad_token"), special[:4], strict=True)
+    )
+    more = dict(extra_special_tokens=special[4:]) if special[4:] else {}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **names, **more)

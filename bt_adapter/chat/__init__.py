@@ -44,6 +44,7 @@ from .tower import (
 )
 
 # %% ../../nbs/workshop/chat/chat.ipynb #4cfecf8f
+from .choosing import Chosen, choose_template, read_chat_template
 from .conversation import (
     PAPER_SAMPLING,
     ChatTokenizer,
@@ -53,25 +54,26 @@ from .conversation import (
     certain,
     check_host,
     language_model,
-    printable,
     video_features,
     written,
 )
 from .plug import BranchPool, Plugged, plug, pool_for, unplug
 from .templates import (
+    ALIASES,
     ASKED,
     BLIP2,
     HUMAN,
     IMG,
     INST,
+    LLAVA_V1,
     MINIGPT4,
     REPLY,
     TEMPLATES,
     USER,
-    USUAL,
     VICUNA,
     VIDEO_CHATGPT,
     Template,
+    check_markers,
     named_template,
 )
 
@@ -138,21 +140,23 @@ __all__ = [
 
 # %% ../../nbs/workshop/chat/chat.ipynb #c85520c1
 __all__ += [
+    "ALIASES",
     "ASKED",
     "BLIP2",
     "HUMAN",
     "IMG",
     "INST",
+    "LLAVA_V1",
     "MINIGPT4",
     "PAPER_SAMPLING",
     "REPLY",
     "TEMPLATES",
     "USER",
-    "USUAL",
     "VICUNA",
     "VIDEO_CHATGPT",
     "BranchPool",
     "ChatTokenizer",
+    "Chosen",
     "Plugged",
     "Prompt",
     "Template",
@@ -160,11 +164,13 @@ __all__ += [
     "VideoChat",
     "certain",
     "check_host",
+    "check_markers",
+    "choose_template",
     "language_model",
     "named_template",
     "plug",
     "pool_for",
-    "printable",
+    "read_chat_template",
     "unplug",
     "video_features",
     "written",

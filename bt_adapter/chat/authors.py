@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import released
 from ..backbone import FrozenCLIP
+from .choosing import authors_template
 from .conversation import ChatTokenizer
 from .convert import convert_llava, own_tower
 from .hosts import clip_of_tower
@@ -105,4 +106,6 @@ def authors_llava(
     tokenizer = AutoTokenizer.from_pretrained(folder, config=LlamaConfig())
     unknown = tokenizer.unk_token_id or 0
     image_token_id = tokenizer.get_vocab().get("<im_patch>", unknown)
-    return convert_llava(state, config, clip, image_token_id), tokenizer
+    model = convert_llava(state, config, clip, image_token_id)
+    model.usual_template = authors_template(config, folder.name)
+    return model, tokenizer

@@ -1,10 +1,11 @@
 """Seconds until the commands say something, and until they say what one waits for.
 
-    python tests/benchmarks/startup.py [--rounds 5] [--against FOLDER] [--csv FILE]
+    python tests/benchmarks/startup.py [COMMAND ...] [--rounds 5] [--against FOLDER] [--csv FILE]
 
-`bta-demo` is waited for until its table of scores, `bta-chat` until its prompt; both run in a
-pseudo-terminal. FOLDER is another checkout of this repository, such as one made by
-`git worktree add`: the two take turns, and the ratio is this one's median over the other's.
+`bta-demo` is waited for until its table of scores, `bta-chat` until its prompt, and then, from a
+question, until the first words of the answer; both run in a pseudo-terminal. FOLDER is another
+checkout of this repository, such as one made by `git worktree add`: the two take turns, and the
+ratio is this one's median over the other's.
 """
 
 import argparse
@@ -27,11 +28,11 @@ from bt_adapter.ledger import append_csv, check_csv, today
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("date", "device", "torch", "command", "case", "measure", "value", "against", "ratio")
 CLIP = str(ROOT / "data_samples/clips/right.mp4")
-WAITED = {  # command: (its arguments, what ends the waiting)
-    "bta-demo": ([], b"T2V R@1"),
-    "bta-chat": ([CLIP], b"\n> "),
+WAITED = {  # command: (its arguments, what ends the waiting, what is asked then)
+    "bta-demo": ([], b"T2V R@1", None),
+    "bta-chat": ([CLIP], b"\n> ", b"What does it do?"),
 }
-MEASURES = ("the first line", "what one waits for")
+MEASURES = ("the first line", "what one waits for", "the first words of an answer")
 
 
 def entry_point(root, command):
@@ -43,38 +44,60 @@ def entry_point(root, command):
     return f"from {module} import {function}; {function}()"
 
 
-def waiting(root, command):
-    "Seconds until the first character that is no blank, and until what one waits for."
-    arguments, end = WAITED[command]
-    ours, theirs = pty.openpty()
-    env = os.environ | {"PYTHONPATH": str(root)}
-    with tempfile.TemporaryDirectory() as folder:
-        start, seen, first = time.monotonic(), b"", None
+class Screen:
+    "A command in a pseudo-terminal, and what it has written."
+
+    def __init__(self, root, command, arguments, folder):
+        self.terminal, theirs = pty.openpty()
         code = [sys.executable, "-c", entry_point(root, command), *arguments]
-        ends = dict(stdin=theirs, stdout=theirs, stderr=theirs)
-        process = subprocess.Popen(code, cwd=folder, env=env, **ends)
-        while end not in seen.replace(b"\r", b""):
-            ready, _, _ = select.select([ours], [], [], 0.05)
-            if not ready and process.poll() is not None:
-                raise SystemExit(f"{command} of {root} ended early:\n{seen.decode()}")
-            seen += os.read(ours, 65536) if ready else b""
-            first = first or (time.monotonic() - start if seen.strip() else None)
-        last = time.monotonic() - start
-        process.kill()
-        process.wait()
-    os.close(ours)
-    os.close(theirs)
-    return first, last
+        env, ends = os.environ | {"PYTHONPATH": str(root)}, dict(stdin=theirs, stdout=theirs)
+        self.name, self.seen = f"{command} of {root}", b""
+        self.process = subprocess.Popen(code, cwd=folder, env=env, stderr=theirs, **ends)
+        os.close(theirs)
+
+    def until(self, done):
+        "Seconds until `done` is true of what was written since the last call."
+        start = time.monotonic()
+        while not done(self.seen):
+            ready, _, _ = select.select([self.terminal], [], [], 0.05)
+            if not ready and self.process.poll() is not None:
+                raise SystemExit(f"{self.name} ended early:\n{self.seen.decode()}")
+            self.seen += os.read(self.terminal, 65536).replace(b"\r", b"") if ready else b""
+        return time.monotonic() - start
+
+    def ask(self, question):
+        "Seconds from a question to the first words behind it."
+        self.seen = b""
+        os.write(self.terminal, question + b"\n")
+        return self.until(lambda seen: seen.partition(question)[2].strip())
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.terminal)
+
+
+def waiting(root, command):
+    "Seconds for each of MEASURES that this command has."
+    arguments, end, question = WAITED[command]
+    with tempfile.TemporaryDirectory() as folder:
+        screen = Screen(root, command, arguments, folder)
+        first = screen.until(bytes.strip)
+        last = first + screen.until(lambda seen: end in seen)
+        words = [screen.ask(question)] if question else []
+        screen.close()
+    return first, last, *words
 
 
 def measure(args):
     "Rows for the CSV file: this checkout, and its ratio to the other one."
     roots = [ROOT, *([args.against.resolve()] if args.against else [])]
-    words = f"startup.py --rounds {args.rounds}" + " --against FOLDER" * bool(args.against)
+    words = " ".join(["startup.py", *args.commands, f"--rounds {args.rounds}"])
+    words += " --against FOLDER" * bool(args.against)
     same = (today(), processor(), torch.__version__, words)
-    for command in WAITED:
+    for command in args.commands or WAITED:
         rounds = [[waiting(root, command) for root in roots] for _ in range(args.rounds + 1)]
-        for number, name in enumerate(MEASURES):
+        for number, name in enumerate(MEASURES[: len(rounds[0][0])]):
             each = zip(*([own[number] for own in turn] for turn in rounds[1:]), strict=True)
             own, *other = map(statistics.median, each)
             against = f"{other[0]:.2f} s before" if other else ""
@@ -85,6 +108,7 @@ def measure(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("commands", nargs="*", choices=[[], *WAITED], metavar="COMMAND")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--against", type=Path)
     parser.add_argument("--csv", type=Path)
