@@ -32,7 +32,8 @@ datasets            captions in ten formats, shards, loaders
 store               frozen states, kept on disk
 small_clip          the CLIP of Moving Shapes
 precision, muon     number types, which one this machine is fast in, and an optimizer that obeys
-fitting             the one training loop: rates, checks, checkpoints
+recipes, settings   what a run is trained by, as one value, and what --set may change of it
+fitting             the one training loop: steps, checks, checkpoints
 folders             whose a folder of results is, and who is at work in it
 stamps, processes   whether files are still the same, and whether other processes are still there
 trainer, runs       an adapter's steps on any number of processes, and what a run leaves behind

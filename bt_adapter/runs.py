@@ -86,6 +86,18 @@ def _read_checkpoint(path):
     return (run, state) if isinstance(run, dict) and isinstance(state, dict) else None
 
 # %% ../nbs/workshop/runs.ipynb #807c6886
+def _first_difference(name, old, new):
+    "What differs, and both values: of objects in JSON the first part that does."
+    try:
+        one, other = json.loads(old), json.loads(new)
+    except (TypeError, ValueError):
+        return name, old, new
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return name, old, new
+    part = next(key for key in one | other if one.get(key) != other.get(key))
+    return f"{name}'s {part}", one.get(part), other.get(part)
+
+
 def load_checkpoint(path: Path, run: dict) -> dict:
     "The state of the same run. Raises ValueError for another run's, and if all are damaged."
     last, before = checkpoints(path)
@@ -102,9 +114,10 @@ def load_checkpoint(path: Path, run: dict) -> dict:
         )
     for name in run:
         if run.get(name) != theirs.get(name):
+            what, old, new = _first_difference(name, theirs.get(name), run.get(name))
             raise ValueError(
-                f"{path} belongs to another run: its {name} is {theirs.get(name)!r}, here it is "
-                f"{run.get(name)!r}; repeat its settings or choose another folder."
+                f"{path} belongs to another run: its {what} is {old!r}, here it is {new!r}; "
+                "repeat its settings or choose another folder."
             )
     if newest is None:
         why = "is damaged" if last.is_file() else "is not there"

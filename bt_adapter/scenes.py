@@ -269,6 +269,7 @@ def pretrain_moving_shapes(
     overwrite: bool = False,  # replace a finished adapter, or begin one anew
     wait: float = WAIT,  # minutes that processes wait for each other
     level: int = 1,  # 2: both levels, with 4 to 16 frames at uneven times
+    about: dict | None = None,  # what else the card says of the recipe
 ) -> list[dict]:  # rows of `validate`
     "Make the store, train, validate and save."
     world.check_level(level, 1)
@@ -289,7 +290,7 @@ def pretrain_moving_shapes(
         run.go(model, kind(clip, groups, states, **own), config, same)
         levels = (1, 2)[:level] if run.main else ()
         rows = [r for n in levels for r in validate(model, frames=config.frames, level=n)]
-        run.finish(model, config, same, validation=rows)
+        run.finish(model, config, same, **(about or {}), validation=rows)
         return rows
 
 # %% ../nbs/workshop/scenes.ipynb #c406ace5

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import ledger, metrics, retrieval
 from .backbone import load_clip
 from .datasets import CLIP_PRESETS, INDEX, ClipSettings, Example, Shards, read_examples
-from .evaluation import Evaluation
+from .evaluation import Evaluation, check_named
 from .moving_shapes import gallery
 from .precision import why_unusable
 from .recognition import RECOGNITION_FIGURES, class_names, judge_recognition
@@ -44,7 +44,8 @@ def check_device(name: str):
 
 # %% ../nbs/workshop/zero_shot.ipynb #714d0194
 def check_asked(asked: Evaluation):
-    "Raises ValueError for what this machine cannot do."
+    "Raises ValueError for what this machine cannot do, and for clips that no adapter knows."
+    check_named(asked)
     if asked.faiss:
         metrics.load_faiss()
     metrics.check_ties(asked.ties)

@@ -83,6 +83,8 @@ WRONG = {
     "pretrain --clip x --activation relu": "activation must be gelu or quickgelu",
     "evaluate --limit 0": "--limit must be 1 or more",
     "pretrain --preset huge": "use quick or full or paper or released",
+    "pretrain --set layer=6": "no setting is called 'layer': the nearest is layers",
+    "pretrain --data file": "name another with --clip",
     "pretrain --steps 0": "steps must be 1 or more",
     "pretrain --out file": "file is a file",
     "pretrain --split test": "--split belongs to --data",
@@ -237,7 +239,7 @@ EVERY_OPTION = {
     "pretrain": f"{OF_A_RUN} --out o --preset full --data file --format webvid --split test "
     "--validation file --validation-split x --broken 0.3 --clip c --pretrained x --activation gelu "
     "--epochs 3 --batch 3 --chunk 3 --precision bf16 --ema 0.3 --views 3 --reader decord "
-    "--wait 3.0",
+    "--wait 3.0 --set layers=6",
     "pretrain tune": f"{OF_A_RUN} --frames 3 --model m --dialogues file --out o --preset released "
     "--adapter moving-shapes --template llava",
     "evaluate": "moving-shapes --released file --no-gates --heads 3 --clip c --pretrained x "

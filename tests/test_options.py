@@ -47,6 +47,9 @@ pretrain        --broken           | {DATA}            | 0.1        | nan inf 1.
 pretrain        --clip             |                   | x          | no/where
 pretrain        --pretrained       | --clip x          | x          |
 pretrain        --activation       | --clip x          | gelu       | x
+pretrain        --set              |                   | layers=6   | x layer=6 layers=x layers=0
+pretrain        --set              |                   | mask=.5    | mask=nan tau=1e999 frames=65
+pretrain        --set              |                   | seed=1     | objectives=vtc,x tokens=9
 pretrain        --steps            |                   | 3          | {COUNT}
 pretrain        --epochs           | {DATA}            | 3          | {COUNT}
 pretrain        --batch            |                   | 3          | {COUNT}
@@ -168,6 +171,16 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --data . --split test": "--split",
     "judge two.json --aspect consistency --judge m": "two questions",
     "pretrain --data file --views 2": "--store",
+    "pretrain --data file": "seen nothing of real clips",
+    "evaluate --data file": "seen nothing of real clips",
+    "pretrain tune --model m --dialogues file": "--adapter",
+    "pretrain --steps 3 --set steps=4": "contradict each other",
+    "pretrain --data file --epochs 3 --set steps=4": "contradict each other",
+    "pretrain --seed 0 --set seed=1": "contradict each other",
+    "pretrain --set weights=1,0,0 --set objectives=vtc": "one of them",
+    "pretrain --set layers=1 --set layers=2": "twice",
+    "pretrain --data file --set objects=3": "belongs to Moving Shapes",
+    "pretrain --level 2 --set frames=4": "leave the setting frames out",
     "pretrain --out=": "--out",
     "pretrain --data file --level 2": "--level",
     "evaluate --data file --level 2": "--level",

@@ -92,10 +92,12 @@ LINES = [
     ["demo", f"--{HOSTILE}"],
     ["demo", "--adapter", HOSTILE],
     ["evaluate", HOSTILE],
-    ["evaluate", "--data", "clips.csv"],
+    ["evaluate", "moving-shapes", "--data", "clips.csv"],
     ["evaluate", "--device", HOSTILE],
     ["pretrain", "--data", "clips.csv", "--batch", "1", "--steps", "1", "--format", HOSTILE],
-    ["pretrain", "--data", "clips.csv", "--batch", "1", "--steps", "1"],
+    ["pretrain", "--data", "clips.csv", "--batch", "1", "--steps", "1", "--clip", "moving-shapes"],
+    ["pretrain", "--set", HOSTILE],
+    ["pretrain", "--set", f"layers={HOSTILE}"],
     ["pretrain", "shards", "clips.csv", "shards"],
     ["pretrain", "--clip", HOSTILE],
     ["chat", f"{HOSTILE}broken.mp4", "--ask", "What?"],
@@ -114,7 +116,12 @@ def test_a_terminal_is_not_steered(folder, line):
     assert status in (0, 2), said.decode(errors="replace")
     assert not steering(said), said
     assert b"\x1b[31m" not in said and b"\x1b]" not in said and b"Traceback" not in said
-    if line != ["judge", "p.json"] and line[1] != "--data" and line[1] != "shards":
+    if line != ["judge", "p.json"] and line[1] not in (
+        "--data",
+        "shards",
+        "moving-shapes",
+        "--set",
+    ):
         assert rb"\x1b]0;PWN\x07\x1b[31m\x9b31m\u202e" in COLOURS.sub(b"", said), said
 
 

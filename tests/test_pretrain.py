@@ -815,7 +815,8 @@ def test_command_writes_an_adapter_that_loads(tmp_path):
 def test_command_for_own_clips(examples, tmp_path):
     rows = "".join(f"{e.path},{e.captions[0]}\n" for e in examples)
     (tmp_path / "captions.csv").write_text("path,caption\n" + rows)
-    arguments = ["--data", "captions.csv", "--batch", 6, "--steps", 2, "--store", "states"]
+    arguments = ["--data", "captions.csv", "--clip", "moving-shapes", "--store", "states"]
+    arguments += ["--batch", 6, "--steps", 2]
     done = bta_pretrain(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1 clips could not be read: they are in runs/adapter/broken.csv" in done.stdout
@@ -830,7 +831,8 @@ def test_command_judges_held_out_clips(examples, tmp_path):
     for name, some in (("train.csv", examples[:6]), ("others.csv", examples[6:12])):
         rows = "".join(f"{e.path},{e.captions[0]}\n" for e in some)
         (tmp_path / name).write_text("path,caption\n" + rows)
-    arguments = ["--data", "train.csv", "--batch", 3, "--steps", 1, "--validation"]
+    arguments = ["--data", "train.csv", "--clip", "moving-shapes", "--batch", 3, "--steps", 1]
+    arguments += ["--validation"]
     done = bta_pretrain(*arguments, "others.csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in ("not trained on", "frozen CLIP", "BT-Adapter"))
@@ -848,7 +850,11 @@ def test_command_for_a_table_away_from_its_clips(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "clip_for_device", lambda *_, **__: 1 / 0)
     (tmp_path / "captions.csv").write_text("path,caption\nfar/a.mp4,a thing\nb.mp4,another\n")
     asked = command.Pretraining(
-        out=tmp_path / "new", data=tmp_path / "captions.csv", preset="quick", resume=True
+        out=tmp_path / "new",
+        data=tmp_path / "captions.csv",
+        clip="moving-shapes",
+        preset="quick",
+        resume=True,
     )
     with pytest.raises(ValueError, match=r"none of the 2 clips .*far/a\.mp4: .* --clips"):
         command.train_on_clips(asked)
@@ -866,6 +872,7 @@ def test_command_for_a_table_away_from_its_clips(tmp_path, capsys, monkeypatch):
         (["--validation", "v.csv"], "--validation belongs to --data"),
         (["--preset", "paper"], "18 clips for each of 1 to 240 objects, not 640 clips"),
         (["--save-every", "0"], "--save-every"),
+        (["--data", "taken"], "has seen nothing of real clips: name another with --clip"),
         (["--data", "taken", "--clip", "ViT-B-32"], "ViT-B-32 alone has random weights: add --pre"),
     ],
 )

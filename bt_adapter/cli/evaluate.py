@@ -8,7 +8,7 @@ __all__ = ['app', 'OTHERS', 'check_files', 'evaluate', 'tell_results', 'main']
 # %% ../../nbs/workshop/cli/evaluate.ipynb #2ecd6519
 from . import options
 from .console import command, loading, made_of, run, show
-from ..evaluation import NEEDS, Evaluation
+from ..evaluation import NEEDS, Evaluation, check_named
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #80b7c4a1
 app = command("Zero-shot retrieval and recognition: adapters and released weights beside CLIP.")
@@ -29,6 +29,7 @@ def check_files(asked: Evaluation):
     options.check_workers(asked.workers)
     if asked.data:
         options.check_format(asked.data, asked.format)
+    check_named(asked)
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #eec33f99
 OTHERS = {name: other for name, other in NEEDS.items() if name != "clips"}  # has its own sentence

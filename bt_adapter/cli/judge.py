@@ -42,7 +42,7 @@ def mark(
     base_url: options.Url = None,
     replies: options.RepliesFile = Path("runs/replies.jsonl"),
     ask_unread: options.AskUnread = False,
-    parameters: options.Parameters = None,
+    parameters: options.Set = None,
     parallel: options.Parallel = 4,
     timeout: options.Timeout = 30.0,
     as_json: options.Json = False,

@@ -185,6 +185,8 @@ def command(folder, out, *more):
     code = f"import sys; {start}; sys.argv[0] = 'bta-pretrain'; main()"
     arguments = ["--data", folder / "captions.csv", "--out", folder / out, "--preset", "quick"]
     arguments += [
+        "--clip",
+        "moving-shapes",
         "--batch",
         6,
         "--steps",
