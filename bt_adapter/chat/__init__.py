@@ -58,6 +58,7 @@ from .conversation import (
     written,
 )
 from .plug import BranchPool, Plugged, plug, pool_for, unplug
+from .talks import Exchange, Reply, Talks, about, clip_of_name
 from .templates import (
     ASKED,
     BLIP2,
@@ -74,6 +75,7 @@ from .templates import (
     Template,
     named_template,
 )
+from .word_frames import WordFrames, word_frames
 
 # %% ../../nbs/workshop/chat/chat.ipynb #df30f33f
 from .fetch import (
@@ -153,13 +155,19 @@ __all__ += [
     "VIDEO_CHATGPT",
     "BranchPool",
     "ChatTokenizer",
+    "Exchange",
     "Plugged",
     "Prompt",
+    "Reply",
+    "Talks",
     "Template",
     "Turn",
     "VideoChat",
+    "WordFrames",
+    "about",
     "certain",
     "check_host",
+    "clip_of_name",
     "language_model",
     "named_template",
     "plug",
@@ -167,6 +175,7 @@ __all__ += [
     "printable",
     "unplug",
     "video_features",
+    "word_frames",
     "written",
 ]
 

@@ -103,7 +103,7 @@ class Prompt:
         | None = None,  # InstructBLIP: of the words of its Q-Former
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.qformer_tokenizer = qformer_tokenizer
+        self.qformer_tokenizer, self.clip = qformer_tokenizer, clip
         tower = check_host(model, qformer_tokenizer)
         with torch.no_grad():
             self.tokens = tower.encode(tower.transform(clip)[None])
@@ -252,6 +252,12 @@ class VideoChat:
             As for `stream`.
         """
         return "".join(self.stream(question)).rstrip()
+
+    def back_to(self, turns: int = 0):
+        "Unsay all but the first turns, or everything."
+        del self.turns[turns:]
+        self.forgotten = 0  # as much as fits is read again
+        self._start_again()
 
     def _start_again(self):
         "With an empty cache."
