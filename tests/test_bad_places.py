@@ -80,10 +80,15 @@ def test_the_explorer_without_widgets_is_a_picture(monkeypatch):
     assert "image/png" in shown._repr_mimebundle_()[0]
 
 
+class Parrot:
+    def stream(self, question):
+        yield question
+
+
 @pytest.mark.parametrize(
     ("call", "package", "extra"),
     [
-        (lambda: ChatPanel(None), "ipywidgets", "lab"),
+        (lambda: ChatPanel(Parrot()).widget(), "ipywidgets", "lab"),
         (lambda: image_chat_model(None, None), "transformers", "chat"),
         (lambda: with_lora(None), "peft", "chat"),
     ],

@@ -1,12 +1,10 @@
-"""The explorer and the chat panel without a browser: sizes, escaping, and what Python answers."""
+"""The explorer without a browser: sizes, escaping, and what Python answers."""
 
-import asyncio
 import base64
 import json
 import re
 import subprocess
 import sys
-import time
 from io import BytesIO
 
 import numpy as np
@@ -156,95 +154,7 @@ def test_plain_widgets_where_anywidget_is_missing(monkeypatch):
     assert image.value != before and "&lt;img" in note.value and "<img" not in note.value
 
 
-# --- the panel ---
-
-
-class Answers:
-    def __init__(self, *pieces):
-        self.pieces, self.asked = pieces, []
-
-    def stream(self, question):
-        self.asked.append(question)
-        yield from self.pieces
-
-
-def press_enter(box):
-    box._handle_custom_msg({"event": "submit"}, [])
-
-
-def test_enter_and_button_send_and_nothing_else_does():
-    chat = Answers("a ", "b")
-    panel = x.ChatPanel(chat)
-    panel.box.value = "first"
-    panel.box.value = " second "
-    panel.box._handle_custom_msg({"event": "blur"}, [])
-    assert chat.asked == []
-    press_enter(panel.box)
-    panel.box.value = "third"
-    panel.button.click()
-    press_enter(panel.box)  # an empty box
-    assert chat.asked == ["second", "third"] and panel.messages[-1] == ("model", "a b")
-
-
-def test_enter_waits_for_the_last_letters():
-    """In a kernel the message of Enter may come before the end of the text."""
-    chat = Answers("yes")
-    panel = x.ChatPanel(chat)
-
-    async def kernel():
-        panel.box.value = "wh"
-        press_enter(panel.box)
-        await asyncio.sleep(0.05)
-        panel.box.value = "what"
-        await asyncio.sleep(0.5)
-
-    asyncio.run(kernel())
-    assert chat.asked == ["what"]
-
-
-def test_an_answer_grows_while_it_comes():
-    logs = []
-
-    class Slow:
-        def stream(self, question):
-            for piece in ("one ", "two ", "three"):
-                logs.append(panel.log.value)
-                time.sleep(0.06)
-                yield piece
-
-    panel = x.ChatPanel(Slow())
-    panel.box.value = "count"
-    panel.send()
-    assert ["one" in log for log in logs] == [False, True, True] and "two" in logs[2]
-    assert "count" in logs[0]  # the question is there before any answer
-    assert panel.log.value.count("three") == 1
-
-
-def test_everything_in_the_log_is_text():
-    panel = x.ChatPanel(Answers(ATTACK, "<b>", 'a"b'))
-    panel.box.value = ATTACK
-    panel.send()
-    tags = set(re.findall(r"<(\w+)", panel.log.value))
-    assert tags == {"div", "b", "br"} and panel.log.value.count("<b>") == 2
-    assert panel.log.value.count("&lt;img src=x") == 2
-
-
-def test_a_model_that_fails_does_not_end_the_conversation():
-    chat = Answers("fine")
-    panel = x.ChatPanel(Answers("I ", 3))
-    panel.box.value = "?"
-    panel.send()
-    assert "No answer" in panel.log.value and not panel.busy
-    panel.chat, panel.box.value = chat, "again"
-    panel.send()
-    assert panel.messages[-1] == ("model", "fine") and len(panel.messages) == 4
-
-
-def test_the_clip_is_in_the_panel():
-    panel = x.ChatPanel(Answers(), np.zeros((5, 16, 20, 3), np.uint8))
-    film = Image.open(BytesIO(panel.film.children[0].value))
-    assert film.format == "GIF" and film.size == (20, 16)
-    assert panel.log in panel.widget().children[0].children
+# --- what is loaded ---
 
 
 def test_importing_the_explorer_needs_no_widgets():

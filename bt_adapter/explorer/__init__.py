@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/workshop/explorer/explorer.ipynb #946b990b
-from .panel import ChatPanel, log_html
+from .panel import ChatPanel
+from .panel_parts import log_html, talk_picture
 from .payload import explorer_script, film_strip, quantize
 from .views import LIMIT, Explorer, explore, text_of
 from .widgets import live_widget, on_enter, plain_widget
@@ -24,5 +25,6 @@ __all__ = [
     "on_enter",
     "plain_widget",
     "quantize",
+    "talk_picture",
     "text_of",
 ]
