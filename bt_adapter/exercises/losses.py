@@ -66,10 +66,7 @@ _SLIPS = [
     ),
     (
         lambda f: _alike(lambda x: -f(x)),
-        (
-            "The sign is turned round: where a logit of the right "
-            "caption rises, the loss falls."
-        ),
+        ("The sign is turned round: where a logit of the right caption rises, the loss falls."),
     ),
     (
         lambda f: _alike(lambda x: (f(x) - torch.eye(len(x))) / len(x)),
