@@ -4,7 +4,7 @@ import base64
 import posixpath
 import re
 import shutil
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 from first_cells import badge, directives, settings
@@ -41,9 +41,12 @@ def as_file(output, name):
     FIGURES.mkdir(exist_ok=True)
     file = FIGURES / f"{name}.{ending}"
     file.write_bytes(data)
-    words = escape("".join(output["data"].get("text/plain", "")))
+    words = "".join(output["data"].get("text/plain", ""))
+    if ending == "svg":  # without the hint that a drawing gives those who do not see it
+        told = re.findall(r"<(?:title|desc)>(.*?)</", data.decode())[:2]
+        words = unescape(": ".join(told)) or words
     wide = f' width="{width}"' if width else ""
-    output["data"] = {"text/markdown": f'<img src="{file.as_posix()}"{wide} alt="{words}">'}
+    output["data"] = {"text/markdown": f'<img src="{file.as_posix()}"{wide} alt="{escape(words)}">'}
     output["metadata"] = {}
 
 

@@ -8,31 +8,20 @@ import json
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from first_cells import directives
+from lab import CHROMIUM, FLAGS, IDLE, jupyterlab, run_all
 from nbformat import v4
 from PIL import Image
 from tidy import KERNEL, ROOT
 
 from bt_adapter.explorer import Explorer
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update"
-)
 ATTACK = "<img src=x onerror=alert(1)>"
 WAIT_MS = 60_000
 PATIENCE_S = 15
@@ -290,76 +279,28 @@ def notebook_for_the_browser():
     return v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
 
 
-def settings_of_lab(folder):
-    """No question about news, and every cell on the page, not only those in sight."""
-    quiet = {"checkForUpdates": False, "fetchNews": "false"}
-    for name, values in {
-        "apputils-extension/notification": quiet,
-        "notebook-extension/tracker": {"windowingMode": "none"},
-    }.items():
-        path = folder / f"@jupyterlab/{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(values))
-
-
-@contextmanager
-def jupyter_lab(home, work, *options):
-    """JupyterLab on loopback, with a home of its own; its address."""
-    pytest.importorskip("jupyterlab", reason="jupyterlab is not installed")
-    settings_of_lab(home / "settings")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")}
-    env |= dict(HOME=str(home), JUPYTERLAB_SETTINGS_DIR=str(home / "settings"), OMP_NUM_THREADS="1")
-    env |= dict(PYTHONPATH=str(ROOT), JUPYTER_PLATFORM_DIRS="1", NO_PROXY="127.0.0.1")
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1"]
-    command += [f"--port={port}", "--allow-root", "--ServerApp.port_retries=0"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={work}"]
-    command += ["--LabApp.collaborative=False", *options]
-    with open(home / "log", "w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=work)
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    try:
-        while not answers(address):
-            told = (home / "log").read_text()[-2000:]
-            assert server.poll() is None and time.monotonic() < end, told
-            time.sleep(0.2)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab in a folder with the lesson on the explorer; its address."""
+    """JupyterLab on loopback, with a home of its own; its address and its folder."""
+    pytest.importorskip("jupyterlab", reason="jupyterlab is not installed")
     home, work = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
     (work / "explorer.ipynb").write_text(json.dumps(notebook_for_the_browser()))
     pictures = ROOT / "nbs/42_explorer_files"
     if pictures.exists():
         shutil.copytree(pictures, work / pictures.name)
-    with jupyter_lab(home, work) as address:
+    with jupyterlab(home, work) as address:
         yield address
-
-
-def answers(address):
-    try:
-        return urlopen(f"{address}/api", timeout=5).status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
 def notebook(browser, lab):
-    """The room after Run All, through the menu."""
+    """The notebook after Run All, through the menu."""
     watched = Watched(browser, height=1400)
     page = watched.page
     page.goto(f"{lab}/lab/tree/explorer.ipynb?reset")
-    idle = page.get_by_text(re.compile(r"\| Idle$"))
+    idle = page.get_by_text(IDLE)
     idle.wait_for()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    run_all(page)
     page.locator(".jp-OutputArea-output [role=log]").nth(1).wait_for(timeout=150_000)  # the last
     idle.wait_for()
     yield watched

@@ -10,6 +10,16 @@ from form import UNFINISHED
 from tidy import LESSONS, NOTEBOOKS, ROOT
 
 PAGES = [*NOTEBOOKS, ROOT / "README.md", ROOT / "data_samples/README.md"]
+LEGEND = ROOT / "nbs/workshop/drawings/letters.ipynb"
+
+# The lessons that do not link to the legend yet. Whoever adds the link takes one off.
+WITHOUT_LEGEND = {
+    "34_strategies",
+    "36_which_parts_matter",
+    "50_chat",
+    "52_instruction_tuning",
+    "60_kernel",
+}
 
 
 @cache
@@ -62,18 +72,29 @@ def test_links_lead_somewhere(path):
     assert not list(broken(path))
 
 
-def lessons_linked_in(path):
-    """The lessons to which a page links."""
+def linked_in(path):
+    """The files to which a page links."""
     places = [target.partition("#")[0] for target in targets(text_of(path))]
-    return {(path.parent / place).resolve() for place in places} & {*LESSONS}
+    return {(path.parent / place).resolve() for place in places}
 
 
 def test_lessons_form_one_chain():
     for before, after in pairwise(LESSONS):
         if before.stem not in UNFINISHED:
-            assert after in lessons_linked_in(before), f"{before.stem} does not lead on"
+            assert after in linked_in(before), f"{before.stem} does not lead on"
         if after.stem not in UNFINISHED:
-            assert before in lessons_linked_in(after), f"{after.stem} does not lead back"
+            assert before in linked_in(after), f"{after.stem} does not lead back"
+
+
+def test_every_lesson_links_to_the_legend():
+    without = {path.stem for path in LESSONS if LEGEND not in linked_in(path)}
+    assert without == WITHOUT_LEGEND, "[the letters](workshop/drawings/letters.ipynb)"
+
+
+def test_the_legend_has_a_picture():
+    cells = json.loads(LEGEND.read_text(encoding="utf-8"))["cells"]
+    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    assert any("image/svg+xml" in data for data in shown)
 
 
 def test_links_are_found(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tidy import WIDGET
 
+from bt_adapter import films
 from bt_adapter.figures import curves, gif
 from bt_adapter.playing import NO_CONTROLS, StillPicture, interactive_picture
 
@@ -60,6 +61,18 @@ def test_without_widgets_a_sentence_stands_below_the_picture(kind, monkeypatch):
     if kind != "svg+xml":
         assert Image.open(io.BytesIO(base64.b64decode(text))).format.lower() == kind
     assert ("width" in metadata[f"image/{kind}"]) == (kind == "png")
+
+
+def test_a_film_has_two_pixels_to_one_of_the_page():
+    def two_clips(size=8):
+        return films.film(np.zeros((2, 2, size, size, 3), np.uint8), width=3)
+
+    playing = interactive_picture(two_clips, size=(2, 20))
+    *_, shown = playing.widget().children
+    assert (
+        shown.layout.width == "240px"
+        and 'width="240"' in playing._repr_mimebundle_()[0]["text/html"]
+    )
 
 
 def test_widgets_of_ones_own_and_lists():

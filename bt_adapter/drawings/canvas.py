@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from math import hypot
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 from ..files import write_whole
@@ -47,7 +48,8 @@ class Drawing:
         return self.svg
 
     def __repr__(self) -> str:
-        return f"{self.title}: {self.alt}"
+        words = f"(A drawing: run this cell to see it.) {self.title}: {self.alt}"
+        return "\n".join(wrap(words, 90))
 
     def save(self, path: str | Path):  # ends in .svg
         "Write the picture. Raises ValueError for another ending."
