@@ -58,6 +58,7 @@ from .conversation import (
     written,
 )
 from .plug import BranchPool, Plugged, plug, pool_for, unplug
+from .talks import Exchange, Reply, Talks, about, clip_of_name
 from .templates import (
     ALIASES,
     ASKED,
@@ -76,6 +77,7 @@ from .templates import (
     check_markers,
     named_template,
 )
+from .word_frames import WordFrames, word_frames
 
 # %% ../../nbs/workshop/chat/chat.ipynb #df30f33f
 from .fetch import (
@@ -157,15 +159,21 @@ __all__ += [
     "BranchPool",
     "ChatTokenizer",
     "Chosen",
+    "Exchange",
     "Plugged",
     "Prompt",
+    "Reply",
+    "Talks",
     "Template",
     "Turn",
     "VideoChat",
+    "WordFrames",
+    "about",
     "certain",
     "check_host",
     "check_markers",
     "choose_template",
+    "clip_of_name",
     "language_model",
     "named_template",
     "plug",
@@ -173,6 +181,7 @@ __all__ += [
     "read_chat_template",
     "unplug",
     "video_features",
+    "word_frames",
     "written",
 ]
 

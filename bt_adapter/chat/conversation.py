@@ -129,6 +129,7 @@ class Prompt:
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.qformer_tokenizer, self.ends = qformer_tokenizer, end_tokens(model, tokenizer)
+        self.clip = clip
         tower = check_host(model, qformer_tokenizer)
         with torch.no_grad():
             self.tokens = tower.encode(tower.transform(clip)[None])
@@ -320,6 +321,13 @@ class VideoChat(Reader):
             As for `stream`.
         """
         return "".join(self.stream(question)).rstrip()
+
+    def back_to(self, turns: int = 0):
+        "Unsay all but the first turns, or everything."
+        self._check_free()
+        del self.turns[turns:]
+        self.forgotten = 0  # as much as fits is read again
+        self._start_again()
 
     @torch.no_grad()
     def _prefill(self, question: str) -> Float[Tensor, "1 s width"]:

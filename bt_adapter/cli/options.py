@@ -6,17 +6,17 @@
 __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', 'ASPECTS', 'STUDIES', 'FULL_ROWS', 'READERS',
            'TIES', 'PRECISIONS', 'DEVICES', 'ACTIVATIONS', 'MOST', 'COUNT', 'ClipPaths', 'ClipPath', 'AdapterPath',
            'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName', 'PretrainedTag', 'Activation',
-           'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Seed', 'Steps',
-           'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait',
-           'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Dialogues',
-           'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes',
-           'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk',
-           'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName',
+           'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Set', 'Seed',
+           'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite',
+           'Wait', 'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests',
+           'Dialogues', 'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens',
+           'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full',
+           'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName',
            'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread',
-           'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path', 'check_one_clip',
-           'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name',
-           'check_workers', 'check_activation', 'check_tuning', 'check_reader_name', 'check_adapter', 'check_video',
-           'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
+           'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path', 'check_one_clip', 'check_file',
+           'check_template', 'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers',
+           'check_activation', 'check_tuning', 'check_reader_name', 'check_adapter', 'check_video', 'check_format',
+           'check_out', 'check_kept', 'finite', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -224,6 +224,12 @@ Workers = Annotated[int, typer.Option(min=0, help="processes that decode")]
 Reader = Annotated[str, typer.Option(help="of clips: pyav, or decord where it is exact")]
 
 # %% ../../nbs/workshop/cli/options.ipynb #b7591386
+Set = option(
+    list[str],
+    "NAME=VALUE; repeat it. In training a setting of the recipe (help lists them all), of a judge "
+    "a parameter of the request, such as seed=1 (NAME= leaves it out)",
+    "--set",
+)
 Seed = Annotated[int, typer.Option(help="of everything random", min=0, max=2**32 - 1)]
 Steps = option(int, "training steps, instead of the preset's", **MOST)
 Epochs = option(int, "over the data, instead of steps", **COUNT)
@@ -311,11 +317,6 @@ Aspect = Annotated[str, typer.Option(help=", ".join(ASPECTS))]
 Url = option(str, "of an OpenAI-compatible server")
 RepliesFile = Annotated[Path, typer.Option(help="where replies are kept")]
 AskUnread = Annotated[bool, typer.Option("--ask-unread", help="ask again what was not readable")]
-Parameters = option(
-    list[str],
-    "a parameter of the request as NAME=VALUE, such as seed=1; NAME= leaves it out; repeat it",
-    "--set",
-)
 Parallel = Annotated[int, typer.Option(min=1, max=1000, help="questions asked at a time")]
 Timeout = Annotated[
     float,
