@@ -159,21 +159,15 @@ __all__ += [
     "BranchPool",
     "ChatTokenizer",
     "Chosen",
-    "Exchange",
     "Plugged",
     "Prompt",
-    "Reply",
-    "Talks",
     "Template",
     "Turn",
     "VideoChat",
-    "WordFrames",
-    "about",
     "certain",
     "check_host",
     "check_markers",
     "choose_template",
-    "clip_of_name",
     "language_model",
     "named_template",
     "plug",
@@ -181,8 +175,18 @@ __all__ += [
     "read_chat_template",
     "unplug",
     "video_features",
-    "word_frames",
     "written",
+]
+
+# %% ../../nbs/workshop/chat/chat.ipynb #18pane01
+__all__ += [
+    "Exchange",
+    "Reply",
+    "Talks",
+    "WordFrames",
+    "about",
+    "clip_of_name",
+    "word_frames",
 ]
 
 # %% ../../nbs/workshop/chat/chat.ipynb #d47ad426
