@@ -7,7 +7,7 @@ __all__ = ['Change', 'attention_without', 'ChangedBranch', 'HandedOn', 'changing
 
 # %% ../nbs/workshop/changes.ipynb #67060f1c
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from functools import partial
 
 import torch
@@ -168,21 +168,24 @@ class HandedOn(Change):
         self.found.append(found.detach())
         return found
 
-# %% ../nbs/workshop/changes.ipynb #4f3877ea
-@contextmanager
-def changing(model: BTAdapter, change: Change) -> Iterator[None]:
-    "A change that lasts as long as the block, however the block ends."
-    running = model.branch.layers.__self__
-    if not isinstance(running, ChangedBranch):
-        running = ChangedBranch(model.branch)
-    if not running.changes:
-        for module, name, method in running.places():
-            setattr(module, name, method)
-    running.changes.append(change)
-    try:
-        yield
-    finally:
-        running.changes.remove(change)
+# %% ../nbs/workshop/changes.ipynb #9274a349
+class changing(ContextDecorator):
+    "A change that lasts as long as the block, however the block ends; it may be used again."
+
+    def __init__(self, model: BTAdapter, change: Change):
+        self.branch, self.change = model.branch, change
+
+    def __enter__(self):
+        running = self.branch.layers.__self__
+        if not isinstance(running, ChangedBranch):
+            running = ChangedBranch(self.branch)
+            for module, name, method in running.places():
+                setattr(module, name, method)
+        running.changes.append(self.change)
+
+    def __exit__(self, *error):
+        running = self.branch.layers.__self__
+        running.changes.remove(self.change)
         if not running.changes:
             for module, name, _ in running.places():
                 delattr(module, name)

@@ -56,7 +56,7 @@ def sweep(
     for part in parts:
         own.append(part.own.float().cpu())
         opposite.append(part.opposite.float().cpu())
-        for name, under in progress(changes.items(), "interventions"):
+        for name, under in changes.items():
             with under(part.states):
                 video[name].append(model.encode_states(part.states).embedding.float().cpu())
     if not own:
@@ -179,7 +179,7 @@ class Carried:
 def one_by_one(carried: Carried, most: int | None = None) -> list[Heads]:
     "Sets of 1, 2, ... heads, each the one before and the head that adds most."
     kept, found = (), []
-    for _ in range(most or len(carried.heads)):
+    for _ in progress(range(most or len(carried.heads)), "adding heads"):
         left = [head for head in carried.heads if head not in kept]
         kept = max(((*kept, head) for head in left), key=carried)
         found.append(tuple(sorted(kept)))

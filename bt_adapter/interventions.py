@@ -6,9 +6,8 @@
 __all__ = ['number', 'numbers', 'time_heads', 'chosen_heads', 'KnockOut', 'knock_out', 'Block', 'block', 'BlockPatches',
            'block_patches', 'clip_states', 'Patch', 'patch_from', 'FreezeTime', 'freeze_time', 'Shuffle', 'shuffle']
 
-# %% ../nbs/workshop/interventions.ipynb #98c48785
+# %% ../nbs/workshop/interventions.ipynb #a845ed8b
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from operator import index
 
 import torch
@@ -96,7 +95,7 @@ class KnockOut(Change):
 def knock_out(
     model: BTAdapter,
     heads: Iterable[tuple[int, int]] | None,  # (layer, head), or None for all
-) -> AbstractContextManager[None]:
+) -> changing:
     """Heads of the attention through time hand on nothing, as long as the block lasts.
 
     What a head found is replaced by zero before W_o. The biases of W_o and W_t stay while one head
@@ -131,7 +130,7 @@ def block(
     layer: int | Iterable[int] | None,  # one, several, or None for all
     head: int | Iterable[int] | None,  # likewise
     frames: int | Iterable[int],  # one or several
-) -> AbstractContextManager[None]:
+) -> changing:
     """Through time, nobody attends to these frames; attention to the others is renormalised.
 
     The layers that are named leave the fused kernels while the block lasts, for the scores have to
@@ -178,7 +177,7 @@ def block_patches(
     head: int | Iterable[int] | None,  # of the spatial attention, likewise
     patches: int | Iterable[int] | None,  # likewise, row by row
     frames: int | Iterable[int] | None = None,  # likewise
-) -> AbstractContextManager[None]:
+) -> changing:
     """Inside a frame, nobody attends to these patches; attention to the others is renormalised.
 
     Raises:
@@ -246,7 +245,7 @@ def patch_from(
     heads: Iterable[tuple[int, int]] | None = None,  # (layer, head), or None for all
     frames: int | Iterable[int] | None = None,  # one, several, or None for all
     patches: int | Iterable[int] | None = None,  # likewise, row by row
-) -> AbstractContextManager[None]:
+) -> changing:
     """While `clip` is encoded, heads hand on what they find in `other`, frame by frame.
 
     Both clips may be frames or the states that a branch reads. `clip[:, ::-1]`, in PyTorch
@@ -291,7 +290,7 @@ class FreezeTime(Change):
 def freeze_time(
     model: BTAdapter,
     frame: int | None = None,  # whose P^t all get; None: the mean over the clip's frames
-) -> AbstractContextManager[None]:
+) -> changing:
     """Every frame gets the same temporal embedding P^t.
 
     Raises:
@@ -330,7 +329,7 @@ def shuffle(
     model: BTAdapter,
     order: Iterable[int] | None = None,  # of the frames; None: a wrong one, drawn by `seed`
     seed: int = 0,
-) -> AbstractContextManager[None]:
+) -> changing:
     """The branch reads the frames in another order, the same for all clips.
 
     Raises:
@@ -340,7 +339,8 @@ def shuffle(
         Section 4 of the paper asks for spatial-temporal modelling; this takes time away.
     """
     time_heads(model)
-    number("seed", seed, 2**63)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number of 0 or more, not {seed!r}.")
     if order is not None:
         given = list(order) if isinstance(order, Iterable) else [order]
         order = [number("frame", frame, len(given)) for frame in given]

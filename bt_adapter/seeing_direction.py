@@ -136,6 +136,6 @@ def study(
     changes |= {"without the set": without(model, heads), "the set alone": only(model, heads)}
     but = heads if 2 * len(heads) <= len(time_heads(model)) else ()
     for seed, others in zip(seeds, random_sets(model, len(heads), seeds, but)):
-        changes |= {f"without {len(heads)} others, seed {seed}": without(model, others)}
-        changes |= {f"{len(heads)} others alone, seed {seed}": only(model, others)}
+        changes |= {f"without {len(heads)} drawn, seed {seed}": without(model, others)}
+        changes |= {f"{len(heads)} drawn alone, seed {seed}": only(model, others)}
     return judged(model, scenes, changes, frames)

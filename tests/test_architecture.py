@@ -11,7 +11,7 @@ from test_notebooks import LESSONS, SOURCES, cells, module_names
 from test_packaging import PACKAGE, python
 
 LONGEST, MOST_CELLS = 600, 110
-ENGINE = ["files", "ledger", "metrics", "pretrain", "retrieval", "runs", "store", "trainer"]
+ENGINE = "circuit files interventions ledger metrics pretrain retrieval runs store trainer".split()
 WORLD = {"bt_adapter.moving_shapes", "bt_adapter.small_clip", "bt_adapter.scenes", "matplotlib"}
 # The one import inside a function that closes a circle: old names of Moving Shapes.
 LATE_CIRCLES = {("retrieval", "scenes")}
@@ -134,6 +134,7 @@ PLACES = {  # names of the contract, wherever the package defines them now
     "retrieval": "recall_at_k",
     "metrics": "recall_at_k",
     "maps": "temporal_maps",
+    "interventions": "knock_out block patch_from block_patches freeze_time shuffle",
     "chat": "plug unplug VideoChat",
     "kernels": "compile_report",
     "explorer": "explore",

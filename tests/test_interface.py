@@ -19,6 +19,7 @@ branch.BTAdapter.save_pretrained branch.BTAdapter.from_pretrained released.load_
 losses.video_text_contrastive losses.masked_branching_token_alignment
 losses.masked_branching_cross_modal_alignment metrics.recall_at_k retrieval.recall_at_k
 maps.temporal_maps
+interventions.knock_out interventions.block interventions.patch_from
 chat.plug chat.unplug chat.VideoChat.ask chat.VideoChat.stream kernels.compile_report
 explorer.explore figures.contact_sheet
 """.split()

@@ -351,6 +351,18 @@ def test_half_precision_and_doubles(plain):
         assert same(run(model, x), before)
 
 
+def test_a_block_can_be_used_again(plain):
+    x, change = noise(plain, frames=FRAMES), iv.knock_out(plain, [(0, 1)])
+    before = run(plain, x)
+    with change:
+        changed = run(plain, x)
+        with change:
+            assert same(run(plain, x), changed)
+        assert same(run(plain, x), changed)
+    assert same(run(plain, x), before) and not left_behind(plain)
+    assert same(change(run)(plain, x), changed) and same(run(plain, x), before)
+
+
 def test_two_models_at_once_and_a_copy_inside(plain):
     other, x = deepcopy(plain), noise(plain, frames=FRAMES)
     before = run(plain, x)

@@ -4,7 +4,7 @@
 
 The set is searched on validation clips (`--search`, drawn by the seed) and judged on test clips. An
 adapter is a folder, or "moving-shapes", the shipped one, which is the default. A seed draws the
-sizes, places and colors of all clips; the control draws five sets of other heads for each seed.
+sizes, places and colors of all clips; the control draws five sets of as many heads for each seed.
 """
 
 import argparse
