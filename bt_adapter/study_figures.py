@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 from .ablations import PAPER_MEASURES
 from .figures import PALETTE, Picture
-from .full_length import FULL_ROWS
+from .full_length import FULL, FULL_ROWS
 from .strategy_figures import FLOWS, KINDS
 from .study_tables import CHANCES, KNOWN, MEASURES, measured, model_of
 from .verdicts import Difference, Verdict
@@ -221,28 +221,28 @@ def curves_picture(
 def leads_picture(
     leads: Sequence[Difference],
     names: Sequence[str] = (),  # of the rows; none: their numbers say nothing
-    clear: Sequence[bool] | None = None,  # None: as the difference says
+    intervals: Sequence[tuple[float, float] | None] = (),  # None where it is not known
     xlabel: str = "",
 ) -> Picture:
-    "Differences from top to bottom, with a line at none. Raises ValueError for none, or no names."
-    clear = [lead.clear for lead in leads] if clear is None else clear
+    "Differences from top to bottom, a full dot where one is clear. Raises ValueError for none."
+    many = len(leads)
     if not leads:
         raise ValueError("There is no difference to draw.")
-    if len(clear) != len(leads) or len(names) not in (0, len(leads)):
-        raise ValueError(f"Give a name and a verdict for each of {len(leads)} differences.")
-    many = len(leads)
+    if len(names) not in (0, many) or len(intervals) not in (0, many):
+        raise ValueError(f"Give a name and an interval for each of {many} differences.")
     height = 0.9 + (0.22 * many if names else min(0.22 * many, 3))
     fig = Picture(figsize=(7.4, height), dpi=80, layout="constrained")
-    ax = fig.subplots()
-    for y, (lead, sure) in enumerate(zip(leads, clear)):
-        color = PALETTE[0] if sure else "0.55"
+    ax, clear = fig.subplots(), 0
+    for y, (lead, interval) in enumerate(zip(leads, intervals or [None] * many)):
         error = 0 if math.isnan(lead.error) else 2 * lead.error
-        ends = lead.points - error, lead.points + error
-        ax.plot(ends, [y, y], color=color, linewidth=1.4)
+        ends = lead.points - error, lead.points + error, *(interval or ())
+        sure = lead.clear and not min(ends) <= 0 <= max(ends)
+        clear, color = clear + sure, PALETTE[0] if sure else "0.55"
+        ax.plot([min(ends), max(ends)], [y, y], color=color, linewidth=1.4)
         face = color if sure else "white"
         ax.plot(lead.points, y, "o", color=color, markerfacecolor=face, markersize=4)
     ax.axvline(0, color="0.3", linestyle="--", linewidth=1)
-    _plain(ax, f"{sum(map(bool, clear))} of {many} clear", "x")
+    _plain(ax, f"{clear} of {many} clear", "x")
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(many - 0.5, -0.5)
     ax.set_xlabel(xlabel, size=9)
@@ -253,6 +253,7 @@ def verdict_picture(found: Verdict) -> Picture:
     "How far each change is from BT-Adapter, the best first."
     pairs = sorted(found.pairs, key=lambda pair: pair.lead.points)
     leads = [Difference(-pair.lead.points, pair.lead.error) for pair in pairs]
-    names = [f"{pair.other} ({pair.table})" for pair in pairs]
-    xlabel = f"{found.measure}, points above BT-Adapter"
-    return leads_picture(leads, names, [pair.clear for pair in pairs], xlabel)
+    places = ["" if pair.table == FULL else f" ({pair.table})" for pair in pairs]
+    names = [f"{pair.other}{place}" for pair, place in zip(pairs, places)]
+    turned = [pair.interval and (-pair.interval[1], -pair.interval[0]) for pair in pairs]
+    return leads_picture(leads, names, turned, f"{found.measure}, points above BT-Adapter")

@@ -364,15 +364,18 @@ def test_a_verdict_is_drawn_from_the_best_to_the_worst():
     found = verdict(study({"BT-Adapter": [80, 81], "addition": [90, 92], "no mask": [70, 71]}))
     (ax,) = verdict_picture(found).axes
     names = [text.get_text() for text in ax.get_yticklabels()]
-    assert names == ["addition (full length)", "no mask (full length)"]
+    assert names == ["addition", "no mask"]
     assert [line.get_xdata()[0] for line in ax.lines[1:4:2]] == [10.5, -10]
     assert ax.get_title() == "2 of 2 clear"
+    pairs = [pair._replace(interval=(-12.0, 0.5)) for pair in found.pairs]  # of the clips
+    (ax,) = verdict_picture(found._replace(pairs=pairs)).axes
+    assert ax.get_title() == "0 of 2 clear" and min(ax.lines[0].get_xdata()) == -0.5
     alone = verdict_picture(verdict(study({"BT-Adapter": [80], "addition": [90]})))
     assert alone.axes[0].get_title() == "0 of 1 clear"
     with pytest.raises(ValueError, match="no difference to draw"):
         verdict_picture(verdict(study({"addition": [1]})))
     with pytest.raises(ValueError, match="for each of 1 differences"):
-        leads_picture([found.pairs[0].lead], clear=[True, False])
+        leads_picture([found.pairs[0].lead], intervals=[None, None])
 
 
 def test_the_default_is_no_change_of_itself():
