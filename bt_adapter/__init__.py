@@ -47,9 +47,11 @@ score_figures       rankings, shares with their intervals and confusions as pict
 in_place            what strategies that change CLIP's last layers have in common
 strategies, costs   nine ways to make a video encoder of CLIP, and what each costs
 strategy_figures    where each mixes frames, which tokens notice a change, and bars
+strategy_files      each by its name, beside any CLIP: built, saved, loaded
 ablations           the paper's tables on a small scale, in few steps
 full_length         eight of their rows as long as the shipped adapter, with curves
-study_tables        what both have written, read: each model once, means over seeds
+data_study          the rows on clips of one's own
+study_tables        what they have written, read: each model once, means over seeds
 verdicts            whether two rows differ, and what chance alone would say
 paper_order         whether rows stand in the paper's order
 study_words         a study as sentences that are built from its numbers

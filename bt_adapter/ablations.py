@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VTC', 'UNMASKED', 'PAPER_MEASURES', 'ROWS', 'LAYERS', 'OPEN', 'DEEPEST', 'FRESH', 'FULL_STUDY', 'QUICK_STUDY',
-           'STUDY_SETTINGS', 'ABLATION_COLUMNS', 'Row', 'strategy_row', 'setting_row', 'training_row', 'Alone',
-           'ReleasedOrder', 'build', 'states_of', 'States', 'embed_states', 'Study', 'train_row', 'test_row',
-           'settings_of', 'told_gates', 'csv_row', 'missing_rows', 'study_rows']
+           'STUDY_SETTINGS', 'ABLATION_COLUMNS', 'Row', 'strategy_row', 'setting_row', 'training_row', 'ReleasedOrder',
+           'build', 'States', 'embed_states', 'Study', 'train_row', 'test_row', 'settings_of', 'told_gates', 'csv_row',
+           'missing_rows', 'study_rows']
 
 # %% ../nbs/workshop/ablations.ipynb #43cb5907
 import math
@@ -33,6 +33,7 @@ from .runs import versions
 from .scenes import FIGURES, SceneBatches, scene_key, scores, training_scenes
 from .store import frozen_states, read_states
 from .strategies import STRATEGIES, Branching
+from .strategy_files import ALONE, leave_alone, states_of
 from .trainer import ParamGroup, PretrainConfig, gate_means
 
 # %% ../nbs/workshop/ablations.ipynb #6ba44418
@@ -129,15 +130,6 @@ ROWS += [
     *[Row("frames", f"{t} at test", test=str(t)) for t in (2, 4, 8, 16)],
 ]
 
-# %% ../nbs/workshop/ablations.ipynb #c32728f8
-class Alone(nn.Module):
-    "In the place of a gate: the branch goes on without CLIP."
-
-    combination = "none"
-
-    def forward(self, branch: torch.Tensor, backbone: torch.Tensor) -> torch.Tensor:
-        return branch
-
 # %% ../nbs/workshop/ablations.ipynb #6a58b1d8
 class ReleasedOrder(Branching):
     "Masks that are no tubes and pairs that are none, as the authors' code has them."
@@ -162,20 +154,14 @@ def build(clip: FrozenCLIP, row: Row) -> nn.Module:
     if row.strategy in STRATEGIES and row.strategy != "BT-Adapter":
         return STRATEGIES[row.strategy].make(clip, LAYERS)
     model = (ReleasedOrder if row.strategy == "released order" else Branching)(clip, config)
-    if row.strategy == "branch alone":
-        between = [Alone() for _ in range(config.layers - 1)]
-        model.branch.gates = nn.ModuleList([*between, model.branch.gates[-1]])
+    if row.strategy == ALONE:
+        leave_alone(model)
     for gate in model.branch.gates if row.strategy == "open gates" else ():
         nn.init.constant_(gate.w_b, math.log(OPEN / (1 - OPEN)))
     return model
 
 # %% ../nbs/workshop/ablations.ipynb #eb085850
 DEEPEST = max(dict(row.branch).get("layers", LAYERS) for row in ROWS) + 1
-
-
-def states_of(model: nn.Module) -> int:
-    "How many of CLIP's last states a strategy reads."
-    return model.config.states if hasattr(model, "config") else 1
 
 
 class States:

@@ -142,7 +142,7 @@ class Evaluation:
             raise ValueError(f"{self.queries} is there already: add --overwrite to replace it")
         check_prompts(self.prompt or ["{}"])
 
-
+# %% ../nbs/workshop/evaluation.ipynb #5e7a0045
 def check_named(asked: Evaluation):
     "Raises ValueError for clips of a data set and no adapter: the shipped one has seen none."
     if asked.data and not (asked.adapters or asked.released):

@@ -29,9 +29,11 @@ from .trainer import PretrainConfig, Run, Trainer, train
 # %% ../nbs/workshop/full_length.ipynb #ef0a0fbd
 import time
 
+from .strategy_files import states_of
+
 from . import ablations as study
 from . import moving_shapes as world
-from .ablations import LAYERS, UNMASKED, VTC, Row, States, build, embed_states, states_of
+from .ablations import LAYERS, UNMASKED, VTC, Row, States, build, embed_states
 from .files import write_whole
 from .folders import CARD
 from .metrics import ranks

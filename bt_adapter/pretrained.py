@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'SETTINGS_FILE', 'REPOSITORY', 'LARGEST', 'BACKBONE', 'LONGEST_NAME', 'CARD', 'check_hash', 'find_folder',
-           'backbone_of', 'check_claims', 'check_names', 'read_folder', 'check_backbone', 'random_weights',
-           'names_alone', 'forget_places', 'model_card', 'Pretrained']
+           'backbone_of', 'check_claims', 'check_names', 'strategy_in', 'check_strategy', 'read_folder',
+           'check_backbone', 'random_weights', 'names_alone', 'forget_places', 'model_card', 'write_folder',
+           'read_model', 'Pretrained']
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a0003
 import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,6 +103,28 @@ def check_names(backbone: dict) -> dict:
     return backbone
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a000b
+def strategy_in(folder: Path) -> str | None:
+    "The strategy that a folder says it holds; None if it is BT-Adapter, or nothing readable."
+    try:
+        said = read_json(folder / SETTINGS_FILE, dict, largest=LARGEST).get("strategy")
+    except (OSError, ValueError):  # whoever reads it whole tells why
+        return None
+    if not (said is None or (isinstance(said, str) and said.isprintable())):
+        raise ValueError(f"{folder} is damaged and cannot be read: its strategy is no name")
+    return said
+
+
+def check_strategy(folder: Path, wanted: str | None):
+    "Raises ValueError for a folder of another strategy than the one that is wanted."
+    said = strategy_in(folder)
+    if said != wanted:
+        names = [(name or "BT-Adapter")[:40] for name in (said, wanted)]
+        raise ValueError(
+            f"{folder} holds the strategy {names[0]}, not {names[1]}: "
+            "strategy_files.load_strategy loads any, and bta-evaluate judges it"
+        )
+
+# %% ../nbs/workshop/pretrained.ipynb #5e7a0046
 def read_folder(
     folder: Path,
     config_class: type,  # a dataclass: what the branch's settings become
@@ -207,6 +231,51 @@ def model_card(
     )
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a000f
+def write_folder(
+    folder: Path,  # made if it is not there
+    model: torch.nn.Module,  # of `clip` and `branch`
+    branch: dict,  # the settings that build its branch again
+    **more,  # what else its settings say
+):
+    "Weights and settings, both or neither."
+    from safetensors.torch import save
+
+    make_folder(folder)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.branch.state_dict().items()}
+    weights = save(state)
+    settings = dict(backbone=model.clip.card, **more, branch=branch)
+    settings["sha256"] = hashlib.sha256(weights).hexdigest()
+    text = json.dumps(settings, indent=1) + "\n"
+    write_together(folder, {WEIGHTS: weights, SETTINGS_FILE: text.encode()})
+
+# %% ../nbs/workshop/pretrained.ipynb #5e7a0048
+def read_model(
+    folder: Path,
+    make: Callable[[FrozenCLIP, object], torch.nn.Module],  # of CLIP and settings
+    config_class: type,  # a dataclass: what the settings become
+    clip: FrozenCLIP | None = None,  # the backbone, if it is loaded already
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    strategy: str | None = None,  # that the folder must hold; None: BT-Adapter
+) -> torch.nn.Module:
+    "What `write_folder` wrote, in evaluation mode. Raises ValueError for what does not fit."
+    check_strategy(folder, strategy)
+    backbone, config, weights = read_folder(folder, config_class)
+    said = [backbone[k] for k in ("name", "pretrained")]
+    clip = clip or load_clip(*said, device, precision, backbone["activation"])
+    check_backbone(folder, backbone, clip)
+    try:
+        model = make(clip, config)
+        model.branch.load_state_dict(weights)
+    except ValueError as error:
+        raise ValueError(f"{folder} does not go with {clip.name}: {error}") from error
+    except RuntimeError as error:
+        listed = str(error).partition("\n")[2] or str(error)  # after torch's own headline
+        reason = first_line(RuntimeError(listed), longest=300)
+        raise ValueError(f"{folder} does not fit its own configuration: {reason}") from error
+    return (model.to(clip.dtype) if precision else model).eval()
+
+# %% ../nbs/workshop/pretrained.ipynb #5e7a0047
 class Pretrained:
     "Saving, loading and sharing for a model of `clip`, `branch` and `config`."
 
@@ -225,15 +294,7 @@ class Pretrained:
         Source:
             The package's own format: the branch is all that is trained (section 3 of the paper).
         """
-        from safetensors.torch import save
-
-        make_folder(Path(folder))
-        state = {k: v.detach().cpu().contiguous() for k, v in self.branch.state_dict().items()}
-        weights = save(state)
-        settings = dict(backbone=self.clip.card, branch=asdict(self.config))
-        settings["sha256"] = hashlib.sha256(weights).hexdigest()
-        text = json.dumps(settings, indent=1) + "\n"
-        write_together(Path(folder), {WEIGHTS: weights, SETTINGS_FILE: text.encode()})
+        write_folder(Path(folder), self, asdict(self.config))
 
     @classmethod
     def from_pretrained(
@@ -253,20 +314,7 @@ class Pretrained:
             The format that `save_pretrained` writes.
         """
         folder = find_folder(name_or_folder, revision)
-        backbone, config, weights = read_folder(folder, cls.config_class)
-        said = [backbone[k] for k in ("name", "pretrained")]
-        clip = clip or load_clip(*said, device, precision, backbone["activation"])
-        check_backbone(folder, backbone, clip)
-        try:
-            model = cls(clip, config)
-            model.branch.load_state_dict(weights)
-        except ValueError as error:
-            raise ValueError(f"{folder} does not go with {clip.name}: {error}") from error
-        except RuntimeError as error:
-            listed = str(error).partition("\n")[2] or str(error)  # after torch's own headline
-            reason = first_line(RuntimeError(listed), longest=300)
-            raise ValueError(f"{folder} does not fit its own configuration: {reason}") from error
-        return (model.to(clip.dtype) if precision else model).eval()
+        return read_model(folder, cls, cls.config_class, clip, device, precision)
 
     def push_to_hub(
         self,

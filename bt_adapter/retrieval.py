@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from .strategy_files import load_strategy, states_of, strategy_of
 
 from . import ledger
 from .backbone import FrozenCLIP
@@ -152,10 +153,8 @@ def text_encoder(
 def adapter_methods(model: BTAdapter, seed: int = 0) -> dict[str, Callable]:
     "BT-Adapter with the frames in order and in wrong orders, which `seed` draws."
     rng = np.random.default_rng(seed)
-    return {
-        "BT-Adapter": partial(adapted, model),
-        "BT-Adapter, shuffled": partial(shuffled, model, rng),
-    }
+    name = strategy_of(model)
+    return {name: partial(adapted, model), f"{name}, shuffled": partial(shuffled, model, rng)}
 
 # %% ../nbs/workshop/retrieval.ipynb #2a4be05b
 def over_seeds(
@@ -206,7 +205,7 @@ def side_by_side(
         methods = {("", "frozen CLIP"): partial(mean_pooled, clip)}
         for name, model in beside.items():
             methods |= {(name, method): f for method, f in adapter_methods(model).items()}
-        yield clip, methods, max(model.config.states for model in beside.values())
+        yield clip, methods, max(map(states_of, beside.values()))
 
 # %% ../nbs/workshop/retrieval.ipynb #f0c1b1f3
 def released_adapter(
@@ -235,7 +234,7 @@ def load_adapters(
     **settings,  # of `released_adapter`
 ) -> dict[str, BTAdapter]:  # by folder or file
     "All adapters of an evaluation."
-    models = {name: BTAdapter.from_pretrained(name) for name in folders}
+    models = {name: load_strategy(name) for name in folders}
     return models | {str(path): released_adapter(path, **settings) for path in released}
 
 # %% ../nbs/workshop/retrieval.ipynb #692413f5
@@ -245,8 +244,8 @@ def evaluated(models: dict[str, BTAdapter]) -> list[dict]:
         {
             "adapter": name,
             "weights": weights_hash(model.branch),
-            "convention": model.config.convention,
-            "combination": model.config.combination,
+            "convention": getattr(getattr(model, "config", None), "convention", ""),
+            "combination": getattr(getattr(model, "config", None), "combination", ""),
             "fingerprint": model.clip.fingerprint,
             "as in training": fingerprint(model.clip.model.visual) == model.clip.fingerprint,
         }

@@ -40,6 +40,7 @@ from .runs import (
     step_of,
 )
 from .stamps import check_files
+from .strategy_files import save_strategy
 
 # %% ../nbs/workshop/trainer.ipynb #9939cfb7
 from .losses import masked_branching_token_alignment
@@ -55,6 +56,7 @@ class Batch(NamedTuple):
     names: list[str]  # of the clips, for messages
     states: torch.Tensor  # (b, last, t, 1 + l, d)
     text: torch.Tensor  # (b, c) of the captions
+    entry: bool = False  # `states` is one state, which enters the layers that a strategy changes
 
 
 class ProcessInfo(NamedTuple):
@@ -91,12 +93,18 @@ class MaskedPass(nn.Module):
         self,
         states: torch.Tensor,  # (b, last, t, 1 + l, d)
         keep: torch.Tensor,  # (b, kept) from `tube_mask`
+        entry: bool = False,  # as in a Batch; without the last state, MBTA's teacher, it is 0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (b, c), (b, c), scalar; fp32
         clip, branch = self.model.clip, self.model.branch
         with autocast_context(states.device, self.precision):
-            features = self.model.encode_states(states.unbind(1), keep)
+            if entry:
+                features = self.model.encode_entry(states[:, 0], keep)
+            else:
+                features = self.model.encode_states(states.unbind(1), keep)
             student = branch.align(features.patches)
             tokens = clip.project(features.patches.to(clip.dtype)).float().mean((1, 2))
+        if entry:  # W' is not trained, and stays in the graph for all processes
+            return features.embedding.float(), tokens, 0 * student.float().mean()
         with torch.no_grad():
             kept = keep_patches(states[:, -1, :, 1:], keep).to(clip.dtype)
             teacher = clip.project(clip.norm(kept) if self.teacher_norm else kept)
@@ -165,7 +173,7 @@ def backward_in_chunks(
 
     def features(rows):
         states = batch.states if len(chunks) == 1 else batch.states[rows]
-        return passes(states.to(device), keep[rows].to(device))
+        return passes(states.to(device), keep[rows].to(device), batch.entry)
 
     with torch.set_grad_enabled(len(chunks) == 1):
         found, sizes = [features(rows) for rows in chunks], [len(rows) for rows in chunks]
@@ -323,7 +331,8 @@ def train(
 # %% ../nbs/workshop/trainer.ipynb #ac381878
 def gate_means(branch: nn.Module) -> dict[str, float]:
     "Mean share of the branch in each gate (Eq. 4 and 5), where gates are weights."
-    gates = {n: g for n, g in enumerate(branch.gates, 1) if g.combination == "weighted"}
+    gates = enumerate(getattr(branch, "gates", ()), 1)  # strategies in the backbone have none
+    gates = {n: g for n, g in gates if g.combination == "weighted"}
     return {f"gate {n}": g.share().mean().item() for n, g in gates.items()}
 
 
@@ -434,7 +443,7 @@ class Run:
 
         with RunLog(self.folder, "pretraining", config.steps, trainer.step) as log:
             train(trainer, source, on_step, save, self.save_every)
-        model.save_pretrained(self.folder)  # now, whatever becomes of what is judged later
+        save_strategy(model, self.folder)  # now, whatever becomes of what is judged later
 
     def finish(self, model: BTAdapter, config: PretrainConfig, same: dict, **card):
         "The adapter's card and curves; then the checkpoint is no longer needed."

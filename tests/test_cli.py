@@ -175,7 +175,7 @@ def test_an_option_means_the_same_in_all_commands():
         known.setdefault(name, {}).setdefault((*aliases, option.help), []).append(line)
     two = {name: list(told.values()) for name, told in known.items() if len(told) > 1}
     assert not two, f"these mean one thing here and another there: {two}"
-    assert len(known["--clips"].popitem()[1]) == 4  # pretrain, shards, tune, evaluate
+    assert len(known["--clips"].popitem()[1]) == 5  # pretrain, shards, tune, evaluate, ablations
 
 
 def test_all_commands_are_asked_where_an_option_belongs():
@@ -239,7 +239,7 @@ EVERY_OPTION = {
     "pretrain": f"{OF_A_RUN} --out o --preset full --data file --format webvid --split test "
     "--validation file --validation-split x --broken 0.3 --clip c --pretrained x --activation gelu "
     "--epochs 3 --batch 3 --chunk 3 --precision bf16 --ema 0.3 --views 3 --reader decord "
-    "--wait 3.0 --set layers=6",
+    "--wait 3.0 --strategy STAN --set layers=6",
     "pretrain tune": f"{OF_A_RUN} --frames 3 --model m --dialogues file --out o --preset released "
     "--adapter moving-shapes --template llava",
     "evaluate": "moving-shapes --released file --no-gates --heads 3 --clip c --pretrained x "
@@ -300,10 +300,19 @@ def test_defaults_are_those_of_the_values():
 
 
 def test_names_are_those_of_the_modules():
-    from bt_adapter import ablations, benchmark, chat, datasets, full_length, pretrain
+    from bt_adapter import (
+        ablations,
+        benchmark,
+        chat,
+        datasets,
+        full_length,
+        pretrain,
+        strategy_files,
+    )
     from bt_adapter.cli import options
 
     assert options.RECIPES == (*pretrain.PRESETS,)
+    assert options.STRATEGIES == strategy_files.NAMES
     assert options.POOLINGS == (*chat.POOLINGS,)
     assert options.TEMPLATES == (*chat.TEMPLATES,)
     assert options.ALIASES == (*chat.ALIASES,)

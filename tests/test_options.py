@@ -65,6 +65,7 @@ pretrain        --overwrite        |                   | -          |
 pretrain        --wait             |                   | 1          | nan inf -1 0
 pretrain        --level            |                   | 2          | 0 3 x
 pretrain        --save-every       |                   | 3          | {COUNT}
+pretrain        --strategy         | {DATA}            | joint-ST   | x
 pretrain        --seed             |                   | 0          | {INTEGER}
 pretrain shards --format           |                   | table      | x
 pretrain shards --clips            |                   | .          |
@@ -142,6 +143,17 @@ ablations       --level            | --full            | 2          | 0 3 x
 ablations       --store            | --full            | out        | {FOLDER}
 ablations       --runs             | --full            | out        | {FOLDER}
 ablations       --clip             |                   | .          | no/where
+ablations       --pretrained       | --clip x          | x          |
+ablations       --activation       | --clip .          | gelu       |
+ablations       --data             |                   | file       | nowhere.csv
+ablations       --format           | {DATA}            | table      | x
+ablations       --clips            | {DATA}            | .          |
+ablations       --split            | {DATA}            | test       |
+ablations       --validation       | {DATA}            | file       | nowhere.csv
+ablations       --validation-split | --validation file | test       |
+ablations       --preset           | {DATA}            | paper      | x
+ablations       --set              | {DATA}            | layers=6   | x layer=6 layers=x seed=1
+ablations       --workers          | {DATA}            | 0          | {INTEGER} 100000
 chat            --ask              |                   | What?      |
 chat            --model            |                   | .          | m
 chat            --video            |                   | .          | nowhere file
@@ -189,6 +201,13 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "ablations --full --table frames": "--table",
     "ablations --seeds 2 --seed 1": "--seed",
     "ablations --conversation --clip .": "--clip",
+    "ablations --data file": "--data needs --validation",
+    "ablations --data file --validation file": "seen nothing of real clips",
+    "ablations --data file --validation file --full": "--full is a study of Moving Shapes",
+    "ablations --data file --validation file --set seed=1": "leave --set seed out",
+    "pretrain --data file --strategy joint-ST --set mask=.5": "masks are for a branch",
+    "pretrain --data file --strategy STAN --set projection=none": "has no setting projection",
+    "pretrain --data file --strategy joint-ST --set layers=2": "has no setting layers",
 }
 
 
