@@ -54,6 +54,7 @@ study_words         a study as sentences that are built from its numbers
 study_figures       and as pictures, one a table
 maps                where and when the branch looks
 relevance           what in a clip makes it match a sentence
+timecheck           whether an encoder of clips sees time, and whether a reader gives frames as they come
 map_figures         pictures of both
 explorer            the same under the mouse
 chat                an image chat model with the branch plugged in

@@ -20,7 +20,7 @@ losses.video_text_contrastive losses.masked_branching_token_alignment
 losses.masked_branching_cross_modal_alignment metrics.recall_at_k retrieval.recall_at_k
 maps.temporal_maps
 chat.plug chat.unplug chat.VideoChat.ask chat.VideoChat.stream kernels.compile_report
-explorer.explore figures.contact_sheet
+explorer.explore figures.contact_sheet timecheck.check timecheck.pipeline
 """.split()
 
 

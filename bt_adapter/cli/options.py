@@ -13,10 +13,11 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'FORMATS', 'ASPECTS', '
            'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk',
            'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName',
            'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread',
-           'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'at_least', 'check_clip_path', 'check_one_clip',
-           'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name',
-           'check_workers', 'check_activation', 'check_tuning', 'check_reader_name', 'check_adapter', 'check_video',
-           'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
+           'Parameters', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'TextFunction', 'RenderedSize', 'Pairs',
+           'AsReader', 'Stride', 'at_least', 'check_clip_path', 'check_one_clip', 'check_file', 'check_template',
+           'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers',
+           'check_activation', 'check_tuning', 'check_reader_name', 'check_adapter', 'check_video', 'check_format',
+           'check_out', 'check_kept', 'finite', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -319,3 +320,19 @@ Timeout = Annotated[
     typer.Option(min=0.1, max=86_400, callback=finite, help="seconds to wait for a whole reply"),
 ]
 ChatFolder = Annotated[Path | None, typer.Argument(help="default: the shipped chat model")]
+
+# %% ../../nbs/workshop/cli/options.ipynb #7c0de181
+EncoderName = Annotated[
+    str,
+    typer.Argument(
+        help="an encoder: 'moving-shapes', a folder of an adapter, a CLIP or a model of "
+        "transformers, a name of open_clip's or of the model hub, or MODULE:FUNCTION"
+    ),
+]
+TextFunction = option(str, "what encodes captions, as MODULE:FUNCTION")
+RenderedSize = option(int, "pixels along a side of rendered clips", "--size", min=8, max=4096)
+Pairs = Annotated[
+    int, typer.Option(help="clips and their reversals for each of eight motions", min=4, max=48)
+]
+AsReader = Annotated[bool, typer.Option("--pipeline", help="judge a reader of files instead")]
+Stride = option(int, "frames from one to the next that a reader takes", **COUNT)
