@@ -62,6 +62,7 @@ interventions       heads, frames, patches and P^t taken out of it, and put back
 circuit             what that does to margins, and the fewest heads that carry one
 seeing_direction    the heads that direction rests on, by Moving Shapes
 relevance           what in a clip makes it match a sentence
+timecheck           whether an encoder of clips sees time, and whether a reader gives frames as they come
 map_figures         pictures of both
 explorer            the same under the mouse
 chat                an image chat model with the branch plugged in

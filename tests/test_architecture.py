@@ -141,6 +141,7 @@ PLACES = {  # names of the contract, wherever the package defines them now
     "figures": "contact_sheet",
     "trainer": "MaskedPass",
     "benchmark": "read_score",
+    "timecheck": "check pipeline Report",
     "moving_shapes": "Scene random_scene render caption opposite",
 }
 

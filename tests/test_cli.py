@@ -19,7 +19,7 @@ from tidy import NOTEBOOKS, ROOT
 
 CLIP = ROOT / "data_samples/clips/right.mp4"
 TEXT = {".md", ".json", ".csv"}
-COMMANDS = ("demo", "pretrain", "evaluate", "ablations", "chat", "judge", "gallery")
+COMMANDS = ("demo", "pretrain", "evaluate", "ablations", "chat", "judge", "gallery", "timecheck")
 
 # One process a command line, forked from one that has loaded the commands and nothing else.
 WHAT_LOADS = """
@@ -99,6 +99,11 @@ WRONG = {
     "ablations --csv gone/x.csv": "name a file in an existing folder",
     "judge nowhere.json": "cannot be read as JSON",
     "gallery nowhere": "no chat model",
+    "timecheck ./nowhere": "There is no folder ./nowhere",
+    "timecheck file": "file is a file",
+    "timecheck moving-shapes --pretrained x": "has weights of its own",
+    "timecheck read --pipeline": "named as MODULE:FUNCTION",
+    "timecheck a:b --pipeline --size 32": "--size is for encoders",
     # an option in the wrong place
     "pretrain --model x": "no option --model: it belongs to bta-chat and bta-pretrain tune",
     "pretrain --model=x tune": "it belongs to bta-chat and bta-pretrain tune",

@@ -20,6 +20,7 @@ BASE = {  # what a command line needs to be one
     "chat": "file",
     "judge": "file",
     "gallery": "",
+    "timecheck": "",
 }
 INTEGER = "nan -1 " + 30 * "9"
 COUNT = f"0 {INTEGER}"
@@ -174,6 +175,18 @@ judge           --timeout          | {SERVER}          | 30         | nan inf 0 
 judge           --json             |                   | -          |
 gallery         --scenes           |                   | 3          | {COUNT}
 gallery         --overwrite        |                   | -          |
+timecheck       --text             |                   | a:b        | x
+timecheck       --pretrained       |                   |            |
+timecheck       --frames           |                   | 8          | 1 {COUNT}
+timecheck       --size             |                   | 64         | 7 {COUNT}
+timecheck       --pairs            |                   | 8          | 3 49 {COUNT}
+timecheck       --batch            |                   | 16         | {COUNT}
+timecheck       --device           |                   | cpu        | x meta cuda:x
+timecheck       --seed             |                   | 0          | {INTEGER}
+timecheck       --out              |                   | out        | {FOLDER}
+timecheck       --pipeline         |                   | -          |
+timecheck       --stride           | --pipeline        | 4          | {COUNT}
+timecheck       --json             |                   | -          |
 """
 TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --clip moving-shapes --pretrained x": "leave out --pretrained",
@@ -208,6 +221,8 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --data file --strategy joint-ST --set mask=.5": "masks are for a branch",
     "pretrain --data file --strategy STAN --set projection=none": "has no setting projection",
     "pretrain --data file --strategy joint-ST --set layers=2": "has no setting layers",
+    "timecheck --pipeline": "MODULE:FUNCTION",
+    "timecheck a:b --pipeline --out x": "leave out --out",
 }
 
 

@@ -107,6 +107,8 @@ LINES = [
     ["ablations", "--table", HOSTILE],
     ["ablations", "--csv", f"{HOSTILE}/a.csv"],
     ["gallery", HOSTILE],
+    ["timecheck", f"./{HOSTILE}"],
+    ["timecheck", f"a{HOSTILE}:b", "--pipeline"],
 ]
 
 
