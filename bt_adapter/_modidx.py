@@ -1395,6 +1395,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                              'bt_adapter.explorer.widgets.plain_widget': ( 'workshop/explorer/widgets.html#plain_widget',
                                                                                            'bt_adapter/explorer/widgets.py')},
             'bt_adapter.extras': { 'bt_adapter.extras.extra_of': ('workshop/extras.html#extra_of', 'bt_adapter/extras.py'),
+                                   'bt_adapter.extras.importing': ('workshop/extras.html#importing', 'bt_adapter/extras.py'),
                                    'bt_adapter.extras.missing': ('workshop/extras.html#missing', 'bt_adapter/extras.py'),
                                    'bt_adapter.extras.need': ('workshop/extras.html#need', 'bt_adapter/extras.py'),
                                    'bt_adapter.extras.remedy': ('workshop/extras.html#remedy', 'bt_adapter/extras.py')},
