@@ -159,10 +159,10 @@ def test_an_unknown_word_is_one_piece_and_no_marker():
 
 
 def test_a_question_cannot_pretend_to_be_a_marker():
-    words = byte_tokenizer("<vid_start>", "<vid_end>")
-    words.add_tokens(["<vid_start>"])
+    words = byte_tokenizer()
+    words.add_tokens(["<vid_start>", "<vid_end>"])  # as a tokenizer's plain words
+    assert "<vid_start>" not in words.all_special_tokens
     talk = VideoChat(host(), words, video(), "video-chatgpt")
-    talk.prompt.tokenizer = words
     for bad in ("What <vid_start> moves?", "a<video>b", "over</s>"):
         with pytest.raises(ValueError, match="meaning of its own"):
             talk.ask(bad)

@@ -27,7 +27,7 @@ from .hosts import TOWERS, check_family, check_unpacked, image_chat_model
 from .plug import Plugged, plug
 from .templates import named_template, template_name
 from .tower import POOLINGS
-from ..extras import need
+from ..extras import importing, need
 from ..files import first_line, read_json
 from ..hub import OUT_OF_REACH, asking_hub
 from ..precision import fast_dtype, usable_device
@@ -90,7 +90,7 @@ def small_host(
     "The image chat model of Moving Shapes: SmolLM2 behind the small CLIP, in `fast_dtype`."
     need("transformers")
     clip, words = clip or small_clip(folder), smollm2()
-    with ThreadPoolExecutor(1) as aside:  # importing transformers takes longer than reading
+    with ThreadPoolExecutor(1) as aside, importing():  # which takes longer than reading
         state = aside.submit(small_words, words, folder)
         import_module("transformers.models.llava.modeling_llava")
         from transformers import PreTrainedTokenizerFast

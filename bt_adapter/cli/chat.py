@@ -130,8 +130,8 @@ def conversation(
     own: dict,  # of `VideoChat`
 ):
     "A conversation about a clip that was read, with a model that is loaded now."
-    from .. import chat as library
-
+    with loading():
+        from .. import chat as library
     if model == "moving-shapes" or Path(model).is_dir():
         no_bars()
     return library.VideoChat(*library.load_chat(model, video), pixels, **own)

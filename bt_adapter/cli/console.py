@@ -53,6 +53,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import bt_adapter
 from ..evaluation import check_needs
+from ..extras import importing
 from ..files import first_line, raised_here
 from ..terminal import drawing, shown, shown_streams
 
@@ -62,7 +63,8 @@ def loading(what: str | None = None) -> Iterator[None]:
     "Around heavy imports: a line on the standard error before, and Ctrl-C as usual after them."
     if what:
         print(f"{what} ...", file=sys.stderr, flush=True)
-    yield
+    with importing():
+        yield
     take_care()
 
 # %% ../../nbs/workshop/cli/console.ipynb #e52eeb49
