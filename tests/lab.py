@@ -60,7 +60,7 @@ def jupyterlab(home: Path, work: Path, *options: str, dark: bool = False):
     command += ["--LabApp.collaborative=False", *options]
     with open(home / "log", "w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=work)
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 200
     try:
         while not answers(address):
             said = (home / "log").read_text()[-2000:]

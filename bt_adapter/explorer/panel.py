@@ -336,8 +336,10 @@ class ChatPanel(PanelActions):
 
     def limits(self) -> str:
         "What the models know, if it is little."
-        beyond = "; what it says of this clip means nothing" * self.talks.own_clip
-        return f"This model knows only {self.world}{beyond}." if self.world else ""
+        several = len(self.talks.chats) > 1
+        known = f"{'These models know' if several else 'This model knows'} only {self.world}"
+        beyond = f"; what {'they say' if several else 'it says'} of this clip means nothing"
+        return f"{known}{beyond * self.talks.own_clip}." if self.world else ""
 
     def show_clip(self, clip: Clip):
         "Show another clip, about which nothing was said yet."

@@ -35,6 +35,7 @@ CSS = """
 .bta-wrap { flex-flow: row wrap !important; gap: 4px 12px; align-items: flex-start; }
 .bta-clip { flex: 1 1 180px !important; max-width: 240px; min-width: 0; }
 .bta-clip img { width: 100%; height: auto; image-rendering: pixelated; }
+.bta-clip .widget-play { width: 100%; }
 .bta-said { flex: 3 1 250px !important; min-width: 0; }
 .bta-log { display: flex; flex-direction: column-reverse; height: 300px; overflow: auto; }
 .bta-column { display: flex; flex-direction: column; gap: 8px; }
@@ -123,12 +124,12 @@ class ClipView:
         self.image = w.Image(format="png")
         self.play = w.Play(value=1, min=1, max=1, interval=round(1000 / fps))
         self.play.set_trait("repeat" if self.play.has_trait("repeat") else "_repeat", True)
-        self.slider = w.IntSlider(1, 1, 1, description="Frame", layout=w.Layout(width="auto"))
+        self.slider = w.IntSlider(1, 1, 1, description="Frame", layout=w.Layout(width="100%"))
         self.slider.style.description_width = "45px"
-        self.slider.layout.flex, self.slider.layout.min_width = "1 1 auto", "0"
         w.jslink((self.play, "value"), (self.slider, "value"))
         self.slider.observe(self.show, "value")
         self.box = w.VBox([self.image, self.play, self.slider])
+        self.box.add_class("bta-clip")
         self.box.layout.display = "none"
 
     def open(self, clip: Clip):
