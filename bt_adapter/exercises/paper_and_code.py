@@ -56,6 +56,22 @@ def lower() -> str:
     return "its own token" if copy < constant else "the same token"
 
 
+_SLIPS = [
+    (
+        lambda given: given.tolist() == [[2, 0], [2, 1]],
+        "That is the tube that was meant. In which order is the list read?",
+    ),
+    (
+        lambda given: given.tolist() == [[0, 1], [1, 2]],
+        "The patch comes first: (patch, frame).",
+    ),
+    (
+        lambda given: given.tolist() == [[2, 1], [1, 0]],
+        "The right two. Give them in the order of the list.",
+    ),
+]
+
+# %% ../../nbs/workshop/exercises/paper_and_code.ipynb #paper-exercises
 EXERCISES = {
     "constant": Exercise(
         "Which student has the lower loss if the pairs do not belong together?",
@@ -73,20 +89,7 @@ EXERCISES = {
         "branch of the released code not see?",
         tensor(
             hidden_from_the_branch,
-            [
-                (
-                    lambda given: given.tolist() == [[2, 0], [2, 1]],
-                    "That is the tube that was meant. In which order is the list read?",
-                ),
-                (
-                    lambda given: given.tolist() == [[0, 1], [1, 2]],
-                    "The patch comes first: (patch, frame).",
-                ),
-                (
-                    lambda given: given.tolist() == [[2, 1], [1, 0]],
-                    "The right two. Give them in the order of the list.",
-                ),
-            ],
+            _SLIPS,
         ),
         HIDDEN,
     ),
