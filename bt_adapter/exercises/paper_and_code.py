@@ -43,8 +43,8 @@ HIDDEN = (
     "No patch is hidden in both frames."
 )
 ONE_FRAME = (
-    "1. With a single frame there is nothing to average, and the order of mean and layer norm "
-    "cannot matter. For two frames or more, layer norm divides each frame by a deviation of "
+    "It is 1. With a single frame there is nothing to average, and the order of mean and layer "
+    "norm cannot matter. For two frames or more, layer norm divides each frame by a deviation of "
     "its own before the mean is taken, so frames of small contrast weigh more than in the "
     "paper."
 )
