@@ -37,7 +37,8 @@ OUTPUTS = ".jp-NotebookPanel .jp-OutputArea-output"
 CUT_OFF = """outputs => outputs.filter(o => o.scrollWidth > o.clientWidth + 2).map(
     o => [o.scrollWidth, o.clientWidth, o.textContent.slice(0, 60)])"""
 MISSING = "images => images.filter(i => i.complete && !i.naturalWidth).length"
-HEIGHT = 1500  # of a window
+BOTTOM = "cell => cell.getBoundingClientRect().bottom"
+HEIGHT = 2400  # of a window
 
 
 def as_published(notebook: dict, name: str):
@@ -66,7 +67,14 @@ class Visit:
         self.page.screenshot(path=place, animations="disabled")
 
     def idle(self, minutes: float = 6):
-        self.page.get_by_text(IDLE).wait_for(timeout=60_000 * minutes)
+        """Wait until no cell runs or is about to."""
+        end = time.monotonic() + 60 * minutes
+        while True:
+            self.page.get_by_text(IDLE).wait_for(timeout=60_000 * minutes)
+            if not self.page.locator(".jp-InputPrompt", has_text="[*]").count():
+                return
+            assert time.monotonic() < end, "cells still run"
+            time.sleep(0.2)
 
     def scroll_through(self, what: str):
         """Pictures of the whole notebook, a window each."""
@@ -76,6 +84,8 @@ class Visit:
         for top in range(0, height, step):
             scroller.evaluate("(e, top) => { e.scrollTop = top; }", top)
             time.sleep(0.3)
+            if self.page.locator(f"{SCROLLER} .jp-Cell").last.evaluate(BOTTOM) < 100:
+                break  # what is left is empty
             self.shoot(what)
 
     def measure(self):
@@ -160,7 +170,7 @@ def visit(page, address: str, path: Path, folder: Path):
     here.scroll_through("opened")
     start = time.monotonic()
     run_all(page)
-    time.sleep(2)
+    page.locator(".jp-InputPrompt", has_text="[*]").first.wait_for()
     here.idle()
     here.say(f"ran in {time.monotonic() - start:.0f} s")
     here.measure()

@@ -249,3 +249,14 @@ def test_one_notebook_one_module():
     files = [path for path in files if path.name[0] != "_" or origin(path)]
     modules = {".".join(p.relative_to(package).with_suffix("").parts): origin(p) for p in files}
     assert modules == exported
+
+
+@each_lesson
+def test_saved_figures_have_their_width(path):
+    """Two of their pixels are one of the page, also before a cell has run, and on GitHub."""
+    if path.stem in UNFINISHED:
+        return
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                assert output["metadata"]["image/png"]["width"], cell["id"]

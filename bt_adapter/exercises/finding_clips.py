@@ -55,7 +55,7 @@ def cosine_without_time() -> float:
 
 # %% ../../nbs/workshop/exercises/finding_clips.ipynb #51cb71ee
 TIES = (
-    "0. Two clips are at the top with the very same cosine, and the tie counts against the "
+    "It is 0. Two clips are at the top with the very same cosine, and the tie counts against the "
     "right one: it comes second. So R@1 is 0 and R@2 is 100. Broken by luck, the ties would "
     "give R@1 50 to a model that knows nothing of time."
 )
@@ -66,7 +66,7 @@ CLOSED = (
     "`model.branch.gates[-1].w_b.data.fill_(-20)`."
 )
 NO_TIME = (
-    "1. Attention treats its tokens as a set: turn the frames round, and each token gets the "
+    "It is 1. Attention treats its tokens as a set: turn the frames round, and each token gets the "
     "same sum as before, in another place. The average at the end does not look at places. "
     "$P^t$ is the only thing in the whole model that says which frame is which. Without it the "
     "branch is as blind to their order as the average was. In code: "
