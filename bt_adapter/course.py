@@ -40,6 +40,7 @@ PATHS = {  # names of notebooks in reading order, and what a reader takes away
         "30_finding_clips": "Find the clip of a sentence and the sentence of a clip, and count.",
         "40_attention_maps": "Where and when your model looks, and what such a map does not show.",
         "41_relevance": "What in a clip makes it match a sentence, put to the test.",
+        "44_what_sees_direction": "Switch heads and frames off, and see what direction rests on.",
         "50_chat": "A branch plugged into a chat model, and a conversation about a clip.",
         "52_instruction_tuning": "From a chat model of pictures to one of clips.",
     },

@@ -29,8 +29,6 @@ from .trainer import PretrainConfig, Run, Trainer, train
 # %% ../nbs/workshop/full_length.ipynb #ef0a0fbd
 import time
 
-from .strategy_files import states_of
-
 from . import ablations as study
 from . import moving_shapes as world
 from .ablations import LAYERS, UNMASKED, VTC, Row, States, build, embed_states
@@ -42,6 +40,7 @@ from .runs import RunLog, load_checkpoint, save_checkpoint, versions, write_card
 from .scenes import FIGURES, KINDS, TWO_FIGURES, SceneBatches, scores, states_of_groups
 from .small_clip import STILL_MOTIONS
 from .store import FeatureStore
+from .strategy_files import states_of
 from .trainer import run_signature
 from .twins import twin_hits
 

@@ -26,7 +26,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .strategy_files import load_strategy, states_of, strategy_of
 
 from . import ledger
 from .backbone import FrozenCLIP
@@ -50,6 +49,7 @@ from .pixels import transformed
 from .progress import progress
 from .released import load_released, read_file
 from .runs import versions
+from .strategy_files import load_strategy, states_of, strategy_of
 from .video import ClipError
 
 # %% ../nbs/workshop/retrieval.ipynb #70af22bd

@@ -218,6 +218,7 @@ def open_store(
     frames: int,  # t
     entries: int,  # clips times views
     how: str,  # frames are drawn and cut, in words
+    first: bool = False,  # nothing but the first state is read
 ) -> FeatureStore:
     "The store of a data set, with as much in it as the disk has space for."
     make_folder(folder)
@@ -225,6 +226,7 @@ def open_store(
     if not kept:
         free = int(0.9 * shutil.disk_usage(folder).free)
         kept = choose_kept(clip, last, frames, entries, free)
+        kept = "first" if first else kept
     return FeatureStore(folder, store_settings(fast_copy(clip), last, frames, how, kept))
 
 # %% ../nbs/workshop/store.ipynb #5cd5c90a
