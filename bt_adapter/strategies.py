@@ -140,11 +140,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
 
-from .in_place import FromEntry, InPlaceConfig
+from .in_place import FromEntry, InPlaceConfig, recomputed
 
 # %% ../nbs/workshop/strategies.ipynb #f19b8678
 class OpenSTAN(FromEntry, STAN):
     "The same, with trained copies of the CLIP layers beside the branch."
+
+    checkpointing = False  # compute the copies twice in training, as `recomputed`
 
     def __init__(self, clip: FrozenCLIP, layers: int = 4):
         super().__init__(clip, layers)
@@ -156,7 +158,8 @@ class OpenSTAN(FromEntry, STAN):
         entry, own = entry.to(self.branch.dtype), []
         tokens = rearrange(entry, "b t n d -> (b t) n d")
         for block in self.branch.blocks:
-            tokens = block(tokens)
+            twice = self.checkpointing and torch.is_grad_enabled()
+            tokens = recomputed(block, tokens) if twice else block(tokens)
             own.append(rearrange(tokens, "(b t) n d -> b t n d", b=len(entry)))
         *_, (cls, patches) = self.branch.layers(own, self.clip.position.to(entry.dtype), keep)
         return VideoFeatures(F.normalize(self.embed(cls, own[-1]), dim=-1), patches, own[-1])

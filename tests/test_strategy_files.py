@@ -121,7 +121,9 @@ def test_joint_st_reads_what_enters_the_first_of_all_layers():
     assert not ran  # none of CLIP's layers is run for it
 
 
-@pytest.mark.parametrize("name", ["joint-ST", "separate-ST", "separate-ST, frozen", "ST-Adapter"])
+@pytest.mark.parametrize(
+    "name", ["joint-ST", "separate-ST", "separate-ST, frozen", "ST-Adapter", "STAN"]
+)
 def test_layers_that_are_computed_twice_give_the_same_gradients(name):
     clip = tiny_clip()
     frames = torch.randn(2, 3, 3, *clip.image_size)
