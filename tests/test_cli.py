@@ -576,7 +576,7 @@ def test_ctrl_c_ends_questions_of_a_script():
 
 def piped(text, *arguments):
     command = [sys.executable, "-c", TALKS, str(CLIP), *arguments]
-    env = os.environ | dict(PYTHONPATH=str(ROOT))
+    env = os.environ | dict(PYTHONPATH=str(ROOT), PYTHONIOENCODING="utf-8:strict")
     return subprocess.run(command, input=text, capture_output=True, env=env, timeout=120)
 
 

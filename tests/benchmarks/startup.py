@@ -11,6 +11,7 @@ ratio is this one's median over the other's.
 import argparse
 import os
 import pty
+import re
 import select
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ WAITED = {  # command: (its arguments, what ends the waiting, what is asked then
     "bta-demo": ([], b"T2V R@1", None),
     "bta-chat": ([CLIP], b"\n> ", b"What does it do?"),
 }
+STEERING = re.compile(rb"\x1b\[[?0-9;]*[a-zA-Z]")  # of a line editor
 MEASURES = ("the first line", "what one waits for", "the first words of an answer")
 
 
@@ -67,9 +69,10 @@ class Screen:
 
     def ask(self, question):
         "Seconds from a question to the first words behind it."
+        time.sleep(0.5)  # as a reader would; the line editor is ready then, and echoes once
         self.seen = b""
         os.write(self.terminal, question + b"\n")
-        return self.until(lambda seen: seen.partition(question)[2].strip())
+        return self.until(lambda seen: STEERING.sub(b"", seen.partition(question)[2]).strip())
 
     def close(self):
         self.process.kill()
