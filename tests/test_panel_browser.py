@@ -9,8 +9,9 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from lab import CHROMIUM, jupyterlab
 from nbformat import v4
-from test_browser import CHROMIUM, Watched, browser, jupyter_lab, keep_picture  # noqa: F401
+from test_browser import Watched, browser, keep_picture  # noqa: F401
 from tidy import KERNEL, ROOT
 
 from bt_adapter.backbone import samples_folder
@@ -304,7 +305,7 @@ def page(browser, tmp_path_factory):  # noqa: F811
     """The notebook after Run All."""
     home, work = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
     (work / "panel.ipynb").write_text(json.dumps(the_notebook()))
-    with jupyter_lab(home, work, "--LabApp.expose_app_in_browser=True") as address:
+    with jupyterlab(home, work, "--LabApp.expose_app_in_browser=True") as address:
         watched = Watched(browser, height=1400)
         page = watched.page
         page.set_default_timeout(START_MS)
