@@ -150,6 +150,7 @@ FOLDERS = {  # of the workshop, and what is made there
     "kernels": "attention in Triton",
     "moving_shapes": "the rendered world",
     "released": "the authors' weights",
+    "timecheck": "whether a model or a reader of clips knows the order of time",
 }
 
 
