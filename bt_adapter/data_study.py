@@ -21,7 +21,7 @@ from .fitting import check_one_process
 from .folders import CARD
 from .ledger import append_csv, check_csv, complete_rows, read_csv
 from .pretrain import check_apart, held_out_scores, pretrain_clips
-from .recipes import OBJECTIVES, PretrainConfig
+from .recipes import PretrainConfig
 from .runs import versions
 from .settings import SETTINGS
 from .strategy_files import NAMES, load_strategy, states_of

@@ -181,7 +181,7 @@ from copy import deepcopy
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .backbone import is_sample, samples_folder
+from .backbone import is_sample
 from .chat import VideoChat, clip_of_name, small_clip
 from .explorer import ChatPanel
 

@@ -19,7 +19,6 @@ from .recipes import (
     ALONE,
     OBJECTIVES,
     PRECISIONS,
-    PRESETS,
     TOKEN_LOSSES,
     ParamGroup,
     PretrainConfig,

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 
 from ..branch import BTAdapter
-from ..circuit import Cases, from_reversed, nothing, sweep
+from ..circuit import Cases, from_reversed, sweep
 from .answers import Exercise, choice, number
 from .finding_clips import near
 from ..interventions import block, freeze_time, knock_out

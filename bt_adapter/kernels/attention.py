@@ -6,7 +6,7 @@
 __all__ = ['rows_of', 'attention_forward', 'attention_backward']
 
 # %% ../../nbs/62_packing_and_backward.ipynb #6c44ff21
-from .tile import dot, jit, load_rows, softmax, store_rows, tl, triton
+from .tile import dot, jit, load_rows, softmax, store_rows, tl
 
 # %% ../../nbs/62_packing_and_backward.ipynb #a0938826
 @jit
