@@ -10,8 +10,8 @@ __all__ = ['enter_eagerly', 'entering', 'mixing_of', 'normalize_row', 'enter_for
 # %% ../../nbs/workshop/kernels/entry.ipynb #d2610755
 import torch
 
-from .attention import jit, tl
 from .operation import last_dim_contiguous, missing
+from .tile import jit, tl
 from ..masking import check_keep
 
 # %% ../../nbs/workshop/kernels/entry.ipynb #c24d3b34

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .attention import tl
 from .operation import INTERPRETED
+from .tile import tl
 
 # %% ../../nbs/workshop/kernels/interpreter.ipynb #b526b7d6
 @contextlib.contextmanager

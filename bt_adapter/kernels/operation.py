@@ -12,7 +12,8 @@ from collections import namedtuple
 
 import torch
 
-from .attention import attention_backward, attention_forward, tl, triton
+from .attention import attention_backward, attention_forward
+from .tile import tl, triton
 
 # %% ../../nbs/workshop/kernels/operation.ipynb #81c02aca
 Tile = namedtuple("Tile", "rows warps factors")

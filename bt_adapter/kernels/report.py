@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import bt_adapter
-from .attention import attention_backward, attention_forward, triton
+from .attention import attention_backward, attention_forward
 from .operation import (
     DTYPES,
     INTERPRETED,
@@ -29,6 +29,7 @@ from .operation import (
     missing,
     tile_for,
 )
+from .tile import triton
 
 # %% ../../nbs/workshop/kernels/report.ipynb #d89907a2
 @dataclass
