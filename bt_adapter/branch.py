@@ -126,10 +126,10 @@ class Branch(nn.Module):
                 return temporal.fused(seen, maps, mix=gate.share(), **entry)
             times = self.time_embedding(seen.shape[1])
             return temporal.fused(seen, maps, mix=times, place=position[1:], **entry)
-        seen = gather_kept(seen, keep)
+        frames, seen = seen.shape[1], gather_kept(seen, keep)
         if gate:
             return temporal(gate(patches, seen), maps)
-        return temporal(seen + self.position_embedding(position, seen.shape[1], keep), maps)
+        return temporal(seen + self.position_embedding(position, frames, keep), maps)
 
     def layers(
         self,
