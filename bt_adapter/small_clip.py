@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STILL_MOTIONS', 'SHARPEST', 'CLIP_FILES', 'CONFIG', 'WARMUP', 'GROUPS', 'STEPS', 'READING', 'CLIP_PARTS',
            'byte_pair_merges', 'vocabulary', 'write_merges', 'stills', 'short_motion', 'trails', 'short_captions',
-           'choose', 'new_clip', 'clip_optimizers', 'clip_loss', 'two_stills', 'two_trails', 'two_loss', 'two_wordings',
-           'wordings_loss', 'ClipTraining', 'train_clip', 'static_recall', 'opposite_cosines']
+           'choose', 'new_clip', 'clip_optimizers', 'clip_loss', 'two_stills', 'two_trails', 'two_loss', 'said_twice',
+           'one_wordings', 'two_wordings', 'wordings_loss', 'ClipTraining', 'train_clip', 'static_recall',
+           'opposite_cosines']
 
 # %% ../nbs/workshop/small_clip.ipynb #ee2b69c9
 import copy
@@ -16,7 +17,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -101,9 +102,10 @@ STILL_MOTIONS = [m for m in MOTIONS if m not in ("turn", "return")]  # the colou
 def stills(
     rng: np.random.Generator,
     groups: int,  # of one colour and one background, each with every shape
+    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
 ) -> tuple[list[torch.Tensor], list[str], list[str]]:  # pictures, captions, short captions
     "Single frames of random clips and what they show."
-    looks = [(color, background) for color in COLORS for background in BACKGROUNDS]
+    looks = [(color, background) for color in COLORS for background in backgrounds]
     pictures, captions, short = [], [], []
     for group in rng.choice(len(looks), groups, replace=False):
         color, background = looks[group]
@@ -125,12 +127,13 @@ def short_motion(scene: Scene) -> str:
 def trails(
     rng: np.random.Generator,
     groups: int,  # objects, each with every motion
+    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
 ) -> tuple[list[torch.Tensor], list[str], list[str]]:  # pictures, captions, short captions
     "Long exposures of moving things and what happens in them."
     known, pictures, captions, short = pairs("train"), [], [], []
     for group in rng.choice(len(known), groups, replace=False):
         background, template = (
-            str(rng.choice(list(BACKGROUNDS))),
+            str(rng.choice(list(backgrounds))),
             rng.integers(len(CAPTION_TEMPLATES)),
         )
         for motion in MOTIONS:
@@ -191,8 +194,8 @@ def new_clip(folder: Path, level: int = 1) -> nn.Module:
 # %% ../nbs/workshop/small_clip.ipynb #ce0f16da
 WARMUP = 40  # steps
 GROUPS = {1: (14, 4), 2: (7, 2)}  # level -> stills and trails of a step; on level 2 of both kinds
-STEPS = {1: 500, 2: 850}  # level -> of a whole training
-READING = 150  # of these on level 2, at most a fifth of them, without pictures
+STEPS = {1: 500, 2: 1200}  # level -> of a whole training
+READING = 400  # of these on level 2, at most a third of them, without pictures
 CLIP_PARTS = {1: ("contrast", "shapes", "motions")}  # level -> of the loss
 CLIP_PARTS[2] = (*CLIP_PARTS[1], "contrast of two", "phrases of two", "two wordings")
 
@@ -236,11 +239,12 @@ def clip_loss(
 def two_stills(
     rng: np.random.Generator,
     groups: int,  # of two colours, three shapes and a background: six pictures each
+    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
 ) -> tuple[list[torch.Tensor], list[str]]:  # pictures, captions
     "Single frames of clips of two things, and what they show."
     pictures, captions, met = [], [], motion_pairs("train")
     for _ in range(groups):
-        colors, background = rng.choice(list(COLORS), 2, replace=False), rng.choice([*BACKGROUNDS])
+        colors, background = rng.choice(list(COLORS), 2, replace=False), rng.choice([*backgrounds])
         for shapes in combinations(rng.choice(list(SHAPES), 3, replace=False).tolist(), 2):
             for order in (1, -1):
                 looks = [*zip(colors[::order].tolist(), shapes)]
@@ -255,12 +259,13 @@ def two_stills(
 def two_trails(
     rng: np.random.Generator,
     groups: int,  # of two looks, eighteen pictures each
+    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
 ) -> tuple[list[torch.Tensor], list[str], list[list[str]]]:  # pictures, captions, phrases
     "Long exposures of two things, what happens in them, and what each thing does."
     pictures, captions, phrases, meetings = [], [], [], meetings_of("train")
     for _ in range(groups):
         template = rng.integers(len(CAPTION_TEMPLATES))
-        for scene in two_things_group(rng, meetings, str(rng.choice(list(BACKGROUNDS)))):
+        for scene in two_things_group(rng, meetings, str(rng.choice(list(backgrounds)))):
             pictures.append(long_exposure(scene))
             captions.append(caption(scene, template))
             phrases.append([thing_phrase(thing) for thing in scene.things])
@@ -287,30 +292,52 @@ def two_loss(
     return {"contrast of two": contrast, "phrases of two": phrases}
 
 # %% ../nbs/workshop/small_clip.ipynb #5c0e7f2a
+def said_twice(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    "A scene's caption in two templates; two things are named in one order and in the other."
+    first, second = rng.permutation(len(CAPTION_TEMPLATES))[:2]
+    other = replace(scene, front_first=not scene.front_first)
+    return caption(scene, first), caption(other, second)
+
+
+def one_wordings(
+    rng: np.random.Generator,
+    backgrounds: Sequence[str],
+    looks: int = 2,  # each with every motion on every background
+) -> tuple[list[str], list[str]]:  # captions, and the same said otherwise
+    "Captions of one thing, its opposite motions among them, in two templates."
+    known = pairs("train")
+    scenes = [
+        Scene((random_thing(*known[look], motion, rng),), background)
+        for look in rng.choice(len(known), looks, replace=False)
+        for background in backgrounds
+        for motion in MOTIONS
+    ]
+    said, again = zip(*(said_twice(scene, rng) for scene in scenes))
+    return [*said], [*again]
+
+
 def two_wordings(
     rng: np.random.Generator,
-    groups: int = 4,  # of two looks and a background
-    meetings: int = 3,  # in a group, each with its opposite, swapped, and the opposite of that
+    backgrounds: Sequence[str],
+    groups: int = 2,  # of two looks
+    meetings: int = 3,  # of a group, on every background: each, opposite, swapped, and both
 ) -> tuple[list[str], list[str]]:  # captions, and the same said otherwise
-    "Captions of two things in two templates; the things are named in one order and in the other."
-    said, again, known = [], [], meetings_of("train")
+    "Captions of two things in two templates, named in one order and in the other."
+    scenes, known = [], meetings_of("train")
     for _ in range(groups):
-        looks, background = two_looks(rng, "train"), str(rng.choice(list(BACKGROUNDS)))
-        for i in rng.choice(len(known), meetings, replace=False):
-            for motions in known[i]:
-                things = (random_thing(*look, m, rng) for look, m in zip(looks, motions))
-                front_first = bool(rng.integers(2))
-                scene = Scene(tuple(things), background, front_first=front_first)
-                first, second = rng.permutation(len(CAPTION_TEMPLATES))[:2]
-                said.append(caption(scene, first))
-                again.append(caption(replace(scene, front_first=not front_first), second))
-    return said, again
+        looks, chosen = two_looks(rng, "train"), rng.choice(len(known), meetings, replace=False)
+        for background in backgrounds:
+            for motions in (pair for i in chosen for pair in known[i]):
+                things = tuple(random_thing(*look, m, rng) for look, m in zip(looks, motions))
+                scenes.append(Scene(things, background, front_first=bool(rng.integers(2))))
+    said, again = zip(*(said_twice(scene, rng) for scene in scenes))
+    return [*said], [*again]
 
 
 def wordings_loss(
     model: nn.Module,  # an open_clip CLIP
     tokenize: Callable,  # texts -> ids
-    wordings: tuple[list[str], list[str]],  # from `two_wordings`
+    wordings: tuple[list[str], list[str]],  # from `one_wordings` and `two_wordings`, together
 ) -> dict[str, torch.Tensor]:  # its one part
     "Mean contrastive loss of captions and the same said otherwise."
     said, again = wordings
@@ -335,7 +362,7 @@ class ClipTraining:
 
     def reads(self, step: int) -> bool:
         "Is a step without pictures?"
-        return self.level == 2 and step < min(READING, self.steps // 5)
+        return self.level == 2 and step < min(READING, self.steps // 3)
 
     def pictures(self, step: int) -> int:
         "How many a step has."
@@ -350,11 +377,15 @@ class ClipTraining:
     def loss_of(self, step: int) -> torch.Tensor:
         "The next step's loss, on pictures that are drawn anew; its parts are kept as numbers."
         (few, many), rng, both = GROUPS[self.level], self.rng, (self.model, self.tokenize)
-        parts = {} if self.level == 1 else wordings_loss(*both, two_wordings(rng))
+        seen, parts = tuple(BACKGROUNDS), {}
+        if self.level == 2:
+            seen = tuple(rng.choice(seen, 2, replace=False).tolist())
+            one, two = one_wordings(rng, seen), two_wordings(rng, seen)
+            parts |= wordings_loss(*both, (one[0] + two[0], one[1] + two[1]))
         if not self.reads(step):
-            parts |= clip_loss(*both, stills(rng, few), trails(rng, many))
+            parts |= clip_loss(*both, stills(rng, few, seen), trails(rng, many, seen))
         if self.level == 2 and not self.reads(step):
-            parts |= two_loss(*both, two_stills(rng, few), two_trails(rng, many))
+            parts |= two_loss(*both, two_stills(rng, few, seen), two_trails(rng, many, seen))
         known = {name: part.item() for name, part in parts.items()}
         self.parts = {name: known.get(name, math.nan) for name in CLIP_PARTS[self.level]}
         return sum(parts.values())

@@ -318,15 +318,17 @@ def test_batches_of_both_levels_show_what_their_captions_say():
     every = [scene for group in groups for scene in group]
     templates = range(len(world.CAPTION_TEMPLATES))
     table = oracle([world.caption(scene, k) for scene in every for k in templates])
+    levels = set()
     for step, batch in zip(range(3), source(0, 1)):
-        moments, levels = source.frames(step), set()
+        moments = source.frames(step)
         for shown, text in zip(batch.states[:, 0], batch.text):
             scene = every[int((table @ text).argmax()) // len(templates)]
             levels.add(scene.level)
             if scene.level == 2:
                 told = world.render(scene, source.stored, 8).flatten(2)
                 assert torch.equal(shown, told[moments]), scene
-        assert levels == {1, 2}
+    assert levels == {1, 2}
+    assert [group[0].level for group in groups] == [1] * 2 + [2] * 2 * scenes.TWO_FOR_ONE
 
 
 def test_every_batch_has_its_own_number_of_frames_and_a_run_that_goes_on_the_same():
@@ -371,8 +373,9 @@ def test_the_small_clip_of_level_2_has_a_word_for_standing_still(tmp_path):
 
 
 def test_two_wordings_differ_in_template_and_order_and_in_nothing_else():
-    said, again = small_clip.two_wordings(np.random.default_rng(0), groups=3, meetings=2)
-    assert len(said) == len(again) == len({*said}) == len({*again}) == 24
+    how = dict(backgrounds=("black", "navy"), groups=3, meetings=2)
+    said, again = small_clip.two_wordings(np.random.default_rng(0), **how)
+    assert len(said) == len(again) == len({*said}) == len({*again}) == 48
     for pair in zip(said, again):
         stages = [re.search(r"\w+ background", text).group() for text in pair]
         things = [re.sub(r"on an? \w+ background|\w+ background with", "", t).strip() for t in pair]
@@ -380,6 +383,37 @@ def test_two_wordings_differ_in_template_and_order_and_in_nothing_else():
         assert stages[0] == stages[1] and first == second[::-1] and len({*first}) == 2
         before = [text.partition(stage)[0][:4] for text, stage in zip(pair, stages)]
         assert before[0] != before[1]  # two templates
+
+
+def test_one_thing_is_read_with_all_its_motions_on_each_background():
+    said, again = small_clip.one_wordings(np.random.default_rng(0), ("black", "navy"), looks=2)
+    assert len(said) == len(again) == len({*said}) == len({*again}) == 2 * 2 * len(world.MOTIONS)
+    for pair in zip(said, again):
+        cores = [re.sub(r"on an? \w+ background|\w+ background with", "", t) for t in pair]
+        assert len({re.sub(r"^\W*an? |\W", "", core.strip()) for core in cores}) == 1, pair
+        assert pair[0] != pair[1]
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_step_of_level_2_has_two_backgrounds(level, monkeypatch):
+    monkeypatch.setattr(small_clip, "GROUPS", {1: (9, 3), 2: (4, 2)})
+    monkeypatch.setattr(small_clip, "READING", 0)
+    seen, names = set(), ("clip_loss", "two_loss", "wordings_loss")
+
+    def heard(*given):
+        texts = [text for part in given[2:] for texts in part for text in texts]
+        seen.update(re.findall(r"(\w+) background", " ".join(map(str, texts))))
+        return dict(some=torch.zeros(()))
+
+    for name in names:
+        monkeypatch.setattr(small_clip, name, heard)
+    training = small_clip.ClipTraining(10, level=level)
+    counts = []
+    for step in range(6):
+        seen.clear()
+        training.loss_of(step)
+        counts.append(len(seen))
+    assert counts == [2] * 6 if level == 2 else max(counts) > 2
 
 
 def test_the_clip_of_level_2_reads_before_it_sees(monkeypatch):

@@ -80,7 +80,7 @@ def clip_step(rounds):
         least = in_turns({k: partial(task, k) for k in (1, 2)}, rounds)
         for level, taken in least.items():
             yield "clip_step", f"{name}, level {level}", taken, "level 1", taken / least[1]
-    words = small_clip.two_wordings(rng)
+    words = small_clip.two_wordings(rng, ("black", "navy"))
     read = lambda: sum(small_clip.wordings_loss(model, tokenize, words).values()).backward()  # noqa: E731
     least = in_turns(dict(words=read, pictures=partial(step, kept[2])), rounds)
     share = least["words"] / least["pictures"]
