@@ -244,6 +244,22 @@ def test_who_reads_what(frames, rows):
     assert (readers(lambda: None, qkv) == -1).all()
 
 
+@pytest.mark.parametrize(
+    "function, x, told",
+    [
+        (None, torch.zeros(3), "a function that launches kernels, not None"),
+        (print, [1, 2], r"with numbers on the CPU, not of \[1, 2\]"),
+        (print, torch.zeros(2, 0), r"not of shape \(2, 0\) on cpu"),
+        (print, torch.zeros(3, device="meta"), r"not of shape \(3,\) on meta"),
+        (print, torch.zeros(1).expand(3), "share an address"),
+    ],
+)
+def test_readers_refuse_in_one_sentence(function, x, told):
+    with pytest.raises(ValueError, match=told) as refused:
+        readers(function, x)
+    assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
+
+
 # --- faults ---
 
 FAULTS = {

@@ -156,8 +156,20 @@ def readers(
     function,  # anything that launches kernels
     x: torch.Tensor,  # that they read
 ) -> torch.Tensor:  # as large: the number of the program that read each element, -1 where none did
-    "Call the function under the interpreter and see which program read what of a tensor."
+    """Call the function under the interpreter and see which program read what of a tensor.
+
+    Raises:
+        ValueError: without the interpreter, for what cannot be called, and for a tensor that has no
+            numbers on the CPU or holds several at one address.
+    """
+    if not callable(function):
+        raise ValueError(f"Give a function that launches kernels, not {function!r}.")
+    if not isinstance(x, torch.Tensor) or x.device.type != "cpu" or not x.numel():
+        told = f"shape {tuple(x.shape)} on {x.device}" if hasattr(x, "device") else repr(x)
+        raise ValueError(f"Readers are found of a tensor with numbers on the CPU, not of {told}.")
     places, found = addresses(x), np.full(x.numel(), -1)
+    if len(np.unique(places)) < len(places):
+        raise ValueError("Elements of this tensor share an address: give it as `x.contiguous()`.")
     order = np.argsort(places)
     for pointers, _, program in (a for r in record(function) for a in r.seen["loaded"]):
         near = np.searchsorted(places, pointers, sorter=order).clip(max=len(order) - 1)

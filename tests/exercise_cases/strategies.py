@@ -14,7 +14,8 @@ CASES = {
         wrong={7: "three frames", 2: "either side", 3: "frame 7", 3.5: "half", 8: "too large"},
     ),
     "time_last": Case(
-        right=["no", False, "No."],
-        wrong={"yes": "CLS", True: "CLS", "perhaps": "Choose one"},
+        right=["P^t", "p^t", " P^t."],
+        wrong={"attention": "mixes patches", "both": "after attention", "neither": "entry"}
+        | {"P^t and attention": "Choose one", False: "Choose one"},
     ),
 }
