@@ -165,7 +165,7 @@ def queue_map(
     told = f"{count} series of {frames} frames in {tiles} tiles of {rows} rows"
     return canvas.drawing("The queue of series", f"{told}, {tiles * heads} programs in all.")
 
-# %% ../../nbs/workshop/drawings/tiles.ipynb #6f2a9263
+# %% ../../nbs/workshop/drawings/tiles.ipynb #b22e0e79
 def check_ways(ways: Mapping[str, Mapping[str, float]]):
     "Raises ValueError where there are no bars, or bars of what cannot be drawn."
     whole = isinstance(ways, Mapping) and all(isinstance(bar, Mapping) for bar in ways.values())
@@ -180,7 +180,7 @@ def check_ways(ways: Mapping[str, Mapping[str, float]]):
                 told = f"How much {part!r} of {name!r} moves must be a number of 0 or more"
                 raise ValueError(f"{told}, not {value!r}.")
 
-
+# %% ../../nbs/workshop/drawings/tiles.ipynb #6f2a9263
 def byte_bars(
     ways: Mapping[str, Mapping[str, float]],  # name -> part -> how much
     unit: str = "u",
