@@ -447,7 +447,8 @@ def test_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some_encoder.py").write_text(
         "def embed(clips):\n    return clips[:, :, ::8, ::8].float().mean(-1).flatten(2)[:, 0]\n"
-        "def words(texts):\n    import torch\n    return torch.eye(4)[[len(t) % 4 for t in texts]]\n"
+        "def words(texts):\n    import torch\n"
+        "    return torch.eye(4)[[len(text) % 4 for text in texts]]\n"
     )
     (tmp_path / "some_reader.py").write_text(
         "from bt_adapter.video import read_clip\n"
