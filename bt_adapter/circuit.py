@@ -153,8 +153,8 @@ Heads = tuple[tuple[int, int], ...]  # of (layer, head), in order
 class Carried:
     "The share of the mean margin that heads carry when all others are knocked out."
 
-    def __init__(self, model: BTAdapter, parts: Sequence[Cases]):
-        self.model, self.parts, self.heads = model, parts, tuple(time_heads(model))
+    def __init__(self, model: BTAdapter, parts: Iterable[Cases]):
+        self.model, self.parts, self.heads = model, list(parts), tuple(time_heads(model))
         self.runs: dict[Heads, Tensor] = {}
         self.none, self.all = (self.margins(s).mean().item() for s in ((), self.heads))
         if not self.all > self.none:
@@ -188,7 +188,7 @@ def one_by_one(carried: Carried, most: int | None = None) -> list[Heads]:
 
 def best_of_size(carried: Carried, size: int) -> Heads:
     "The set of a size that carries most, of all there are."
-    if not 0 <= size <= len(carried.heads):
+    if not isinstance(size, int) or not 0 <= size <= len(carried.heads):
         raise ValueError(
             f"There are {len(carried.heads)} heads, and sets of {size} were asked for."
         )
@@ -218,7 +218,7 @@ def random_sets(
 ) -> list[Heads]:
     "A control: for each seed, so many other heads."
     others = [head for head in time_heads(model) if head not in set(but)]
-    if size > len(others):
+    if not isinstance(size, int) or not 0 <= size <= len(others):
         raise ValueError(f"{size} other heads were asked for, and there are {len(others)}.")
     drawn = [torch.randperm(len(others), generator=torch.Generator().manual_seed(s)) for s in seeds]
     return [tuple(sorted(others[i] for i in order[:size].tolist())) for order in drawn]

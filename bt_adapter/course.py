@@ -38,6 +38,7 @@ PATHS = {  # names of notebooks in reading order, and what a reader takes away
     },
     "Use it on my data": {
         "30_finding_clips": "Find the clip of a sentence and the sentence of a clip, and count.",
+        "32_does_it_see_time": "A verdict on any encoder, and on the reader that feeds it.",
         "40_attention_maps": "Where and when your model looks, and what such a map does not show.",
         "41_relevance": "What in a clip makes it match a sentence, put to the test.",
         "44_what_sees_direction": "Switch heads and frames off, and see what direction rests on.",

@@ -119,18 +119,20 @@ def test_a_goal_is_a_share(goal):
 
 
 def test_sets_that_are_not_there(model):
-    for size in (-1, 7):
+    for size in (-1, 7, 1.5):
         with pytest.raises(ValueError, match="There are 6 heads"):
             circuit.best_of_size(Told(together), size)
     with pytest.raises(ValueError, match="9 other heads were asked for, and there are 8"):
         circuit.random_sets(model, 9, [0], but=[(0, 0)])
+    with pytest.raises(ValueError, match="-1 other heads were asked for"):
+        circuit.random_sets(model, -1, [0])
     parts = [part._replace(opposite=part.own) for part in cases(model, 1)]
     with pytest.raises(ValueError, match="there is nothing for heads to carry"):
         circuit.Carried(model, parts)
 
 
 def test_what_is_carried_is_what_is_left(model):
-    carried = circuit.Carried(model, cases(model))
+    carried = circuit.Carried(model, iter(cases(model)))
     with torch.no_grad(), iv.knock_out(model, [h for h in carried.heads if h != (1, 2)]):
         expected = torch.cat(
             [

@@ -157,6 +157,13 @@ WRONG = {
     "gives NoneType": lambda clips: None,
     "gives list": lambda clips: color(clips).tolist(),
     "complex": lambda clips: color(clips) + 1j,
+    "gives object numbers: it must": lambda clips: color(clips).numpy().astype(object),
+    "gives torch.float32 numbers: it must": lambda clips: color(clips).to_sparse(),
+    "a plain tensor": lambda clips: color(clips).to("meta"),
+    "single numbers says nothing": lambda clips: color(clips)[:, :1],
+    r"lambda clips: model.clips.permute.0, 1, 4, 2, 3..float": lambda clips: torch.conv2d(
+        clips.flatten(0, 1), torch.ones(4, 3, 2, 2)
+    ),
     "the same embedding for every clip": numbers(len),
     "they must be alike": lambda clips: torch.rand(len(clips), int(clips.sum()) % 7 + 1),
 }
@@ -168,17 +175,37 @@ def test_what_is_no_embedding_is_told(said):
         check(WRONG[said])
 
 
+def backwards_in_memory(array):
+    """The same numbers, read-only and with their columns stored from the last to the first."""
+    array = array[:, ::-1].copy()[:, ::-1]
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_array_of_numbers_will_do():
+    embed = lambda clips: color(clips) * torch.linspace(-1, 1, 3)  # noqa: E731
+    for given in (
+        lambda clips: backwards_in_memory(embed(clips).numpy()),
+        lambda clips: embed(clips).numpy().astype(np.float16),
+        lambda clips: embed(clips).requires_grad_(),
+    ):
+        assert check(given, size=16).verdict.degree == 0
+
+
 def test_settings_and_words_that_cannot_be():
     for settings, said in [
-        (dict(pairs=3), "pairs must be 4 to 48"),
+        (dict(pairs=3), "pairs must be a whole number from 4 to 48"),
         (dict(pairs=4.5), "pairs must be"),
         (dict(batch=0), "batch must be"),
         (dict(seed=-1), "seed must be"),
+        (dict(seed=2**80), "seed must be"),
         (dict(frames=1), "one frame has no order"),
         (dict(size=2), "size must be 8 to 4096"),
         (dict(encode_text=3), "must be a function"),
         (dict(encode_text=lambda texts: torch.ones(len(texts), 4)), "no cosine can be taken"),
         (dict(encode_text=lambda texts: torch.ones(1, 3)), "encode_text gives the shape"),
+        (dict(encode_text=lambda texts: torch.zeros(len(texts), 3)), "same for every caption"),
         (dict(encode_text=lambda texts: 1 / 0), "encode_text fails on a list of captions"),
     ]:
         with pytest.raises(ValueError, match=said):
@@ -344,13 +371,34 @@ def test_what_is_no_reader_is_told(clips):
         (lambda path: np.zeros((8, 9, 9)), {}, "frames are numbers"),
         (lambda path: take(path) / np.nan, {}, "NaN or infinity"),
         (lambda path: take(path).astype(str), {}, "frames are numbers"),
+        (take, dict(stride=0), "stride must be a whole number of frames, 1 or more, not 0"),
+        (take, dict(stride=2.0), "stride must be"),
+        (take, dict(clips=[]), "clips must be what write_numbered gives"),
+        (take, dict(clips=["clip0.mp4"]), "clips must be what write_numbered gives"),
         (lambda paths: [], dict(together=True), "gives 0 clips for 5 paths"),
         (lambda paths: 1, dict(together=True), "the reader fails on the clips together"),
     ]:
         with pytest.raises(ValueError, match=said):
-            timecheck.pipeline(read, clips=clips[0], **how)
+            timecheck.pipeline(read, **(dict(clips=clips[0]) | how))
     for read in (lambda path: take(path)[:, :50], lambda path: take(path) * 0):
         assert timecheck.pipeline(read, clips=clips[0]).names == ("unreadable",)
+
+
+def test_gray_pictures_have_lost_their_colors(clips):
+    from timecheck_faults import take
+
+    found = timecheck.pipeline(
+        lambda path: take(path).mean(-1, keepdims=True).repeat(3, -1), clips=clips[0]
+    )
+    assert found.names == ("colors lost",) and "look alike" in str(found)
+
+
+def test_frames_one_by_one(clips):
+    from timecheck_faults import take
+
+    assert timecheck.pipeline(lambda path: iter(take(path)), clips=clips[0]).ok
+    one = timecheck.pipeline(lambda path: take(path, t=1), clips=clips[0])
+    assert one.ok and "has no order" in str(one) and "in order" not in str(one)
 
 
 def test_times(clips):
@@ -399,7 +447,8 @@ def test_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some_encoder.py").write_text(
         "def embed(clips):\n    return clips[:, :, ::8, ::8].float().mean(-1).flatten(2)[:, 0]\n"
-        "def words(texts):\n    import torch\n    return torch.ones(len(texts), 4)\n"
+        "def words(texts):\n    import torch\n"
+        "    return torch.eye(4)[[len(text) % 4 for text in texts]]\n"
     )
     (tmp_path / "some_reader.py").write_text(
         "from bt_adapter.video import read_clip\n"

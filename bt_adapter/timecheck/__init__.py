@@ -54,9 +54,10 @@ def check(
     """
     from .rendered import examine
 
-    for what, value, least, most in (("pairs", pairs, 4, 48), ("batch", batch, 1, 2**16)):
+    limits = dict(pairs=(pairs, 4, 48), batch=(batch, 1, 2**16), seed=(seed, 0, 2**63 - 1))
+    for what, (value, least, most) in limits.items():
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"{what} must be {least} to {most}, not {value!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number of 0 or more, not {seed!r}.")
+            raise ValueError(
+                f"{what} must be a whole number from {least} to {most}, not {value!r}."
+            )
     return examine(encoder_of(embed_video, encode_text, frames, size, name), pairs, batch, seed)

@@ -32,10 +32,11 @@ class Encoder:
 # %% ../../nbs/workshop/timecheck/asking.ipynb #db8c2710
 def rows_of(given: object, asked: int, frames: int, who: str) -> Float[Tensor, "n c"]:
     "What was given as one row for each of the clips or captions. Raises ValueError if it is none."
-    if isinstance(given, np.ndarray):
-        given = torch.from_numpy(given)
-    if not isinstance(given, Tensor):
-        raise ValueError(f"{who} gives {type(given).__name__}: it must give a tensor (b, c).")
+    if isinstance(given, np.ndarray) and given.dtype.kind in "fiubc":
+        given = torch.from_numpy(given.copy())  # in an order and a memory that torch takes
+    if not isinstance(given, Tensor) or given.layout != torch.strided or given.is_meta:
+        kind = f"{given.dtype} numbers" if hasattr(given, "dtype") else type(given).__name__
+        raise ValueError(f"{who} gives {kind}: it must give a plain tensor or array (b, c).")
     shape = tuple(given.shape)
     told = f"{who} gives the shape {shape} for {asked} of them"
     if len(shape) == 3 and shape[:2] == (asked, frames):
@@ -47,6 +48,8 @@ def rows_of(given: object, asked: int, frames: int, who: str) -> Float[Tensor, "
         )
     if len(shape) != 2 or shape[0] != asked or not shape[1]:
         raise ValueError(f"{told}: it must give ({asked}, c), one row each.")
+    if shape[1] == 1:
+        raise ValueError(f"{told}: a cosine of single numbers says nothing but their sign.")
     if given.is_complex():
         raise ValueError(f"{who} gives complex numbers: distances between those are not meant.")
     rows = given.detach().float().cpu()
@@ -74,7 +77,9 @@ def embeddings_of(
             raise ValueError(
                 f"embed_video fails on clips uint8 {shape}, which is (b, t, h, w, 3): "
                 f"{type(error).__name__}, {first_line(error)}. If it needs another number of "
-                f"frames or another size, give frames= or size=."
+                f"frames or another size, give frames= or size=; if it needs other numbers or "
+                f"channels first, give a function that makes them, such as lambda clips: "
+                f"model(clips.permute(0, 1, 4, 2, 3).float() / 255)."
             ) from error
         found.append(rows_of(given, len(some), encoder.frames, "embed_video"))
         if found[0].shape[1] != found[-1].shape[1]:
@@ -104,4 +109,10 @@ def texts_of(
             raise ValueError(f"encode_text gives {widths}: no cosine can be taken.")
         return torch.nn.functional.normalize(rows, dim=1)
 
-    return lambda texts: torch.cat([encode(some) for some in chunks(texts, 256)])
+    def all_of(texts):
+        rows = torch.cat([encode(some) for some in chunks(texts, 256)])
+        if len(rows) > 1 and (rows - rows[0]).abs().max() < 1e-6:
+            raise ValueError("encode_text gives the same for every caption: is it loaded?")
+        return rows
+
+    return all_of

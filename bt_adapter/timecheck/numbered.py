@@ -63,7 +63,7 @@ class Seen(NamedTuple):
 
     clip: int
     number: int
-    channels: tuple[int, ...]  # where red, green and blue were found; (0, 1, 2) is right
+    channels: tuple[int, ...] | None  # of red, green and blue, (0, 1, 2) is right; None: gray
 
 
 def middles(length: int) -> list[slice]:  # of the eight squares
@@ -112,7 +112,8 @@ def read_number(picture: np.ndarray) -> Seen | None:  # (h, w, 3) of any number 
     colors = np.zeros((3, 3))  # of red, green and blue squares, in the channels of the picture
     for place, channel in COLORED.items():
         colors[channel] += grid[place] / 2
-    return Seen(clip, number, tuple(colors.argmax(1).tolist()))
+    gray = (colors.max(1) - colors.min(1)).max() < 0.2
+    return Seen(clip, number, None if gray else tuple(colors.argmax(1).tolist()))
 
 # %% ../../nbs/workshop/timecheck/numbered.ipynb #ac259cfb
 class NumberedClip(NamedTuple):

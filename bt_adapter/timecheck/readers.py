@@ -10,7 +10,7 @@ __all__ = ['REMEDIES', 'MOST_TILES', 'LOST', 'Given', 'frames_of', 'given_of', '
 # %% ../../nbs/workshop/timecheck/readers.ipynb #6aad6aef
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +33,8 @@ class Given(NamedTuple):
 def frames_of(given: object) -> np.ndarray:  # (t, h, w, 3)
     "Pictures of any kind, channels last. Raises ValueError for what is none."
     given = getattr(given, "data", given) if hasattr(given, "pts_seconds") else given
-    if isinstance(given, list | tuple):
+    if isinstance(given, list | tuple | Iterator):
+        given = list(given)
         given = np.stack([np.asarray(one) for one in given]) if len(given) else np.zeros(0)
     detach = getattr(given, "detach", None)
     frames = np.asarray(detach().cpu().float() if detach else given)
@@ -73,6 +74,7 @@ REMEDIES = {
     "out of order": "sort frames by their times; files store them in the order of decoding",
     "wrong stride": "take frames from the whole clip, with a step made from its own length",
     "channels swapped": "convert to RGB; OpenCV reads BGR",
+    "colors lost": "hand on all three channels; these pictures are gray",
     "timestamps lost": "hand on the time of each frame in seconds, as the file has it",
 }
 
@@ -90,6 +92,7 @@ class ReaderReport:
 
     faults: tuple[Fault, ...]
     clips: int
+    single: bool = False  # one frame of each clip came, which has no order
 
     @property
     def ok(self) -> bool:
@@ -105,6 +108,8 @@ class ReaderReport:
 
     def __str__(self) -> str:
         if self.ok:
+            if self.single:
+                return f"One frame of each of {self.clips} clips came, in color: it has no order."
             return f"The reader is healthy: {self.clips} clips came whole, in order and in color."
         return shown("\n".join(fault.sentence for fault in self.faults))
 
@@ -245,7 +250,9 @@ def within(
         asked = timed or given.times is not None
         late = fault_of_times(given.times, seen, clip) if asked else None
         found += [("timestamps lost", late)] if late else []
-    swapped = Counter(one.channels for one in seen if one.channels != (0, 1, 2))
+    swapped = Counter(one.channels for one in seen if one.channels not in ((0, 1, 2), None))
+    if any(one.channels is None for one in seen):
+        found.append(("colors lost", "red, green and blue squares look alike"))
     if swapped:
         names = "".join("RGB"[place] for place in np.argsort(swapped.most_common(1)[0][0]))
         found.append(("channels swapped", f"red, green and blue come as {names}"))
@@ -273,7 +280,7 @@ def faults_of(
     return exchanged(clips, found) + faults
 
 # %% ../../nbs/workshop/timecheck/readers.ipynb #810f62b7
-def report_of(found: list[Finding], clips: int) -> ReaderReport:
+def report_of(found: list[Finding], clips: int, single: bool = False) -> ReaderReport:
     "A sentence for each name."
     told = []
     for name in REMEDIES:
@@ -281,7 +288,7 @@ def report_of(found: list[Finding], clips: int) -> ReaderReport:
         if own:
             where = f"{len({one.clip for one in own})} of {clips} clips"
             told.append(Fault(name, f"{name} ({where}; {own[0].told}): {REMEDIES[name]}."))
-    return ReaderReport(tuple(told), clips)
+    return ReaderReport(tuple(told), clips, single)
 
 # %% ../../nbs/workshop/timecheck/readers.ipynb #73ed4844
 def pipeline(
@@ -304,10 +311,16 @@ def pipeline(
     """
     if not callable(read):
         raise ValueError(f"a reader is a function of a path, not {type(read).__name__}")
+    if stride is not None and (
+        isinstance(stride, bool) or not isinstance(stride, int) or stride < 1
+    ):
+        raise ValueError(f"stride must be a whole number of frames, 1 or more, not {stride!r}")
     if clips is None:
         with TemporaryDirectory() as folder:
             how = dict(together=together, stride=stride, timed=timed)
             return pipeline(read, **how, clips=write_numbered(folder))
+    if not clips or not all(isinstance(clip, NumberedClip) for clip in clips):
+        raise ValueError("clips must be what write_numbered gives, one or more")
     paths = [os.fspath(clip.path) for clip in clips]
     if together:
         given = _told(lambda: list(read(paths)), "the clips together")
@@ -316,7 +329,8 @@ def pipeline(
     else:
         given = [_told(lambda path=path: read(path), Path(path).name) for path in paths]
     given = [_told(lambda one=one: given_of(one), Path(p).name) for one, p in zip(given, paths)]
-    return report_of(faults_of(clips, given, stride, timed), len(clips))
+    single = all(len(one.frames) == 1 for one in given)
+    return report_of(faults_of(clips, given, stride, timed), len(clips), single)
 
 # %% ../../nbs/workshop/timecheck/readers.ipynb #c03c5962
 def _told(call, what):

@@ -37,7 +37,7 @@ def unrest_note(unrest: float) -> str:
     return (
         f"Asked twice for the same clip, it gives different embeddings, up to "
         f"{100 * unrest:.1f}% of the distance between two clips apart: is it in evaluation mode, "
-        f"and does it draw frames at random?"
+        f"does it draw frames at random, or look at other clips of its batch?"
     )
 
 
