@@ -13,7 +13,7 @@ import re
 
 from .conversations import Asked, Shown, forms_of, known_of
 from .unanswerable import CANNOT_TELL
-from ..moving_shapes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, STILL, Thing, caption
+from ..moving_shapes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, STILL, Thing
 
 # %% ../../nbs/workshop/instruct/judging.ipynb #663d263b
 WAYS = "left", "right", "up", "down"
