@@ -120,6 +120,7 @@ def projector_learns_words(
     tokenizer,
     config: InstructConfig,
     folder: Path,  # receives log and checkpoint
+    level: int = 1,  # of Moving Shapes
 ):
     "The warm-up: the projector alone is trained, in place."
     directions = word_directions(table, tokenizer, known)
@@ -130,7 +131,8 @@ def projector_learns_words(
         return words_loss(projector(tokens[which]), [known[i] for i in which], directions)
 
     named = dict(projector.requires_grad_(True).named_parameters())
-    train_parameters(named, loss_of, config, folder, dict(stage="words") | asdict(config))
+    same = dict(stage="words") | asdict(config) | (dict(level=level) if level > 1 else {})
+    train_parameters(named, loss_of, config, folder, same)
     with torch.no_grad():
         loud = projector(tokens[:64]).square().mean().sqrt() / table.float().square().mean().sqrt()
         for parameter in projector.linear_2.parameters():
@@ -173,7 +175,7 @@ def tuned_on_pictures(
     tokens, known = encoded_pictures(tower, config.seed, pictures, level)
     table, plain = model.get_input_embeddings().weight, list(map(LEVELS[level].plain, known))
     parts = projector.float(), tokens[:, 1:], plain, table, tokenizer
-    projector_learns_words(*parts, words, folder / "words")
+    projector_learns_words(*parts, words, folder / "words", level)
     named = {f"projector.{n}": p for n, p in projector.named_parameters()}
     named |= {n: p.requires_grad_(True) for n, p in language.named_parameters() if "lora_" in n}
     video = [model.config.image_token_id] * projector(tokens[:1, 1:]).shape[1]
