@@ -84,6 +84,7 @@ pretrain instruct --out            |                   | out        | {FOLDER}
 pretrain instruct --adapter        |                   | .          | nowhere
 pretrain instruct --seed           |                   | 0          | {INTEGER}
 pretrain instruct --scenes         |                   | 54         | {COUNT} 3
+pretrain instruct --level          |                   | 2          | 0 3 x
 pretrain instruct --resume         |                   | -          |
 pretrain instruct --overwrite      |                   | -          |
 pretrain tune   --model            |                   | m          |

@@ -397,17 +397,19 @@ def instruct(
     adapter: options.AdapterPath = "moving-shapes",
     seed: options.Seed = 0,
     scenes: options.Tests = 216,
+    level: options.Level = 1,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
 ):
     "Make the chat model of Moving Shapes: pictures, then clips."
     options.at_least(54, scenes=scenes)
+    check_level(level)
     options.check_out(out)
     options.check_adapter(adapter)
     with loading("making a chat model of Moving Shapes"):
         from ..branch import BTAdapter
         from ..instruct import make_small_chat
-    kept = dict(resume=resume, overwrite=overwrite)
+    kept = dict(resume=resume, overwrite=overwrite, level=level)
     rows = make_small_chat(out, BTAdapter.from_pretrained(adapter), seed, scenes, **kept)
     show({"exact answers, percent": rows})
     print(f"saved to {out}")

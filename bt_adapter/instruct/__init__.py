@@ -32,8 +32,9 @@ from .asking import (
     greedy_answers,
     said_of_many,
 )
+from .interview import interview, interview_clips
+from .judging import is_right
 from .laptop import (
-    LAPTOP,
     LORA,
     SHARPNESS,
     answers_over_seeds,
@@ -41,11 +42,9 @@ from .laptop import (
     encoded_pictures,
     make_small_chat,
     merge_lora,
-    picture,
     projector_learns_words,
     save_projector,
     seeds_of,
-    some_turns,
     tower_states,
     tuned_on_clips,
     tuned_on_pictures,
@@ -53,6 +52,7 @@ from .laptop import (
     word_directions,
     words_loss,
 )
+from .mixture import LAPTOP, LEVELS, picture, some_turns
 
 # %% ../../nbs/workshop/instruct/instruct.ipynb #f7aaf635
 from .tune import (
@@ -95,6 +95,7 @@ __all__ = [
 # %% ../../nbs/workshop/instruct/instruct.ipynb #f7d652ed
 __all__ += [
     "LAPTOP",
+    "LEVELS",
     "LORA",
     "SHARPNESS",
     "answers_over_seeds",
@@ -104,6 +105,9 @@ __all__ += [
     "dialogues_here",
     "encoded_pictures",
     "host_to_tune",
+    "interview",
+    "interview_clips",
+    "is_right",
     "keep_states",
     "loss_on",
     "make_small_chat",

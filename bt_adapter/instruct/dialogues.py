@@ -35,7 +35,7 @@ def answers(
     known = dict(shape=thing.shape, background=scene.background)
     if thing.motion not in ("turn", "return"):
         known["colour"] = thing.color
-    phrase = world.MOTIONS[thing.motion].phrase.format(colour=thing.color, other=thing.other)
+    phrase = world.motion_named(thing.motion).phrase.format(colour=thing.color, other=thing.other)
     known |= dict(motion=phrase) if moves else {}
     known |= dict(direction=phrase[6:]) if moves and phrase.startswith("moves ") else {}
     return known

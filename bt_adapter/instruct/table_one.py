@@ -29,8 +29,9 @@ from ..chat.load import small_clip, small_host
 from ..folders import holding
 from ..in_place import InPlace, with_other
 from .asking import asked_about_clips
-from .laptop import LAPTOP, tuned_on_clips
+from .laptop import tuned_on_clips
 from .loop import InstructConfig
+from .mixture import LAPTOP
 from ..ledger import append_csv, check_csv, complete_rows, read_csv
 from ..released import read_file
 from ..runs import drop_checkpoints, versions
