@@ -170,6 +170,7 @@ def test_the_picture_names_the_folders_of_the_lesson():
 
 COLAB = """
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -177,6 +178,7 @@ downloads = []
 uploaded = {p.name: p.read_bytes() for p in sorted(Path(UPLOADED).iterdir())}
 mount = lambda place: Path(place, "MyDrive").mkdir(parents=True, exist_ok=True)
 colab = ModuleType("google.colab")
+colab.__spec__ = ModuleSpec("google.colab", None)  # accelerate asks for it
 colab.files = SimpleNamespace(upload=lambda: uploaded, download=downloads.append)
 colab.drive = SimpleNamespace(mount=mount)
 sys.modules.setdefault("google", ModuleType("google"))

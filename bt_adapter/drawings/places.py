@@ -6,7 +6,7 @@
 __all__ = ['ALT', 'draw_drive', 'draw_machine', 'places']
 
 # %% ../../nbs/workshop/drawings/places.ipynb #e2b479d7
-from bt_adapter.drawings.canvas import (
+from .canvas import (
     FROZEN,
     GROUND,
     MUTED,
