@@ -324,12 +324,14 @@ def _fitting(config, clips, epochs, run, tell):
 # %% ../nbs/workshop/pretrain.ipynb #bf54540f
 def _learn(run, model, examples, config, store, how, same):
     "Train in the run's folder what there is to train, and save it; a report of broken clips."
-    from .datasets import Report, TooManyBroken
+    from .datasets import Report, TooManyBroken, check_contrast
 
     if not is_trained(model):  # a pooling
         if run.main:
             save_strategy(model, run.folder)
         return Report()
+    if isinstance(examples, list):
+        check_contrast(examples)
     try:
         source, reported = _clip_source(run, model, examples, config, store, *how)
         run.go(model, source, config, same)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTAINERS', 'LONG', 'READERS', 'DECORD_CODECS', 'DECORD_PICTURES', 'sample_indices', 'sample_times', 'write_clip',
-           'DamageWarning', 'check_reader', 'read_clip', 'read_clips', 'SUFFIXES', 'ClipError', 'list_clips']
+           'DamageWarning', 'check_reader', 'read_clip', 'clip_seconds', 'read_clips', 'SUFFIXES', 'ClipError',
+           'list_clips']
 
 # %% ../nbs/workshop/video.ipynb #f653ffb1
 import multiprocessing
@@ -533,6 +534,15 @@ def read_clip(
     elif not data:
         raise ClipError(f"Cannot read {path}: it is empty.")
     return _read(path, frames, generator, span, data, reader, by, pixels, max_pixels, size)
+
+# %% ../nbs/workshop/video.ipynb #6d1bda75
+def clip_seconds(
+    path: str | os.PathLike,  # of a video file
+) -> float:  # 0 where the file does not say
+    "How long a clip says that it is. Raises ClipError for what is no readable clip."
+    containers.check_file(path)
+    with _opened(path) as (container, stream):
+        return containers.declared_seconds(container, stream)
 
 # %% ../nbs/workshop/video.ipynb #94ea57cb
 def _read_job(job):

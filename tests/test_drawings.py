@@ -20,6 +20,7 @@ from bt_adapter.drawings import (
     five_steps,
     letters,
     loss_map,
+    places,
     token_cube,
 )
 from bt_adapter.drawings.tiles import byte_bars, memory_map, queue_map, tile_map, used
@@ -47,6 +48,7 @@ PICTURES = {
     "mbta": loss_map("mbta"),
     "mbca": loss_map("mbca"),
     "letters": letters(),
+    "places": places(),
     "tile": tile_map(8, series=1),
     "tiles": tile_map([1, 3, 12, 16]),
     "tile of 64": tile_map(3, 64),

@@ -31,6 +31,18 @@ from .loading import (
     normalize_frames,
     tokenize,
 )
+from .own_clips import (
+    GUIDE,
+    Look,
+    caption_from_name,
+    check_contrast,
+    cut_both_ways,
+    examples_from_folder,
+    fetch_films,
+    hold_out,
+    look_through,
+    turned_caption,
+)
 from .shards import INDEX, WINDOW, Shards, index_shards, write_shards
 
 # %% ../../nbs/workshop/datasets/datasets.ipynb #4817bff9
@@ -38,6 +50,7 @@ __all__ = [
     "CAPTION_COLUMNS",
     "CLIP_PRESETS",
     "FORMATS",
+    "GUIDE",
     "HMDB_SPLITS",
     "INDEX",
     "PATH_COLUMNS",
@@ -49,16 +62,25 @@ __all__ = [
     "ClipSettings",
     "Example",
     "Format",
+    "Look",
     "Report",
     "Shards",
     "TooManyBroken",
+    "caption_from_name",
+    "check_contrast",
     "crop_frames",
+    "cut_both_ways",
     "encode_texts",
     "encode_tokens",
+    "examples_from_folder",
+    "fetch_films",
+    "hold_out",
     "index_shards",
     "loader",
+    "look_through",
     "normalize_frames",
     "read_examples",
     "tokenize",
+    "turned_caption",
     "write_shards",
 ]

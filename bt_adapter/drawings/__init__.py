@@ -10,6 +10,7 @@ from .canvas import Drawing
 from .cubes import asymmetric_masking, attention_cube, token_cube
 from .letters import letters
 from .loss_maps import loss_map
+from .places import places
 from .plan import PARTS, architecture
 from .steps import five_steps
 
@@ -23,5 +24,6 @@ __all__ = [
     "five_steps",
     "letters",
     "loss_map",
+    "places",
     "token_cube",
 ]
