@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from . import ledger
 from .backbone import FrozenCLIP
 from .branch import BTAdapter
-from .datasets import (
+from bt_adapter.datasets import (
     ClipDataset,
     ClipSettings,
     Example,
@@ -49,6 +49,7 @@ from .pixels import transformed
 from .progress import progress
 from .released import load_released, read_file
 from .runs import versions
+from .spent import COST, read_cost
 from .strategy_files import load_strategy, states_of, strategy_of
 from .video import ClipError
 
@@ -67,7 +68,7 @@ def __getattr__(name):
     "What is asked of Moving Shapes is in `scenes`, which is loaded when it is asked for."
     if name not in OF_SCENES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import scenes
+    from bt_adapter import scenes
 
     return getattr(scenes, name)
 
@@ -190,7 +191,9 @@ def csv_rows(
     "The rows with everything that is needed to make them again."
     hashes = {name: weights_hash(model.branch) for name, model in models.items()}
     own = lambda name: dict(adapter=told_path(name), weights=hashes.get(name, ""))  # noqa: E731
-    weighed = [row | own(row["adapter"]) for row in rows]
+    none = dict.fromkeys(COST, "")
+    costs = {name: read_cost(name) for name in models if Path(name).is_dir()}
+    weighed = [row | own(row["adapter"]) | costs.get(row["adapter"], none) for row in rows]
     return ledger.complete_rows(weighed, columns, versions=versions(), **settings)
 
 # %% ../nbs/workshop/retrieval.ipynb #e2845da9

@@ -29,14 +29,14 @@ from .metrics import recall_at_k
 from .precision import fast_copy
 from .processes import WAIT
 from .progress import chunks
-from .retrieval import (
+from bt_adapter.retrieval import (
     adapter_methods,
     encode_clips,
     mean_pooled,
     side_by_side,
     text_encoder,
 )
-from .runs import (
+from bt_adapter.runs import (
     RunLog,
     drop_checkpoints,
     load_checkpoint,
@@ -45,6 +45,7 @@ from .runs import (
     write_card,
 )
 from .small_clip import CLIP_FILES, STEPS, ClipTraining, opposite_cosines, static_recall
+from .spent import COST
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import Batch, PretrainConfig, ProcessInfo, Run, run_signature
 from .twins import TWINS, twin_cosines, twin_scores, two_things_group
@@ -438,6 +439,6 @@ def compare(
 # %% ../nbs/workshop/scenes.ipynb #8d01b0f9
 COLUMNS = (
     *("date", "command", "adapter", "method", "weights", "fingerprint", "split", "clips"),
-    *("frames", "times", *FIGURES, "versions"),
+    *("frames", "times", *COST, *FIGURES, "versions"),
 )
 TWO_COLUMNS = (*COLUMNS[: -len(FIGURES) - 1], *TWO_FIGURES, "versions")
