@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'CUDA', 'STORING', 'USED', 'SHARES', 'NAMED', 'clip_without_numbers', 'AsOnDevice', 'Setting', 'nbytes',
-           'trained', 'optimizer_bytes', 'constant_terms', 'as_trained', 'half_of', 'states_of_clip', 'state_bytes',
-           'run_pass', 'pass_bytes', 'tower_bytes', 'wide_numbers', 'making_terms', 'waiting_bytes', 'phases',
-           'peak_bytes', 'fits', 'pick', 'clip_flops', 'processor_rate', 'rates', 'minutes', 'plan_row', 'plan',
-           'planned_device', 'assumptions']
+           'trained', 'optimizer_bytes', 'constant_terms', 'as_trained', 'also_again', 'half_of', 'states_of_clip',
+           'state_bytes', 'run_pass', 'pass_bytes', 'tower_bytes', 'wide_numbers', 'making_terms', 'waiting_bytes',
+           'phases', 'peak_bytes', 'fits', 'pick', 'clip_flops', 'processor_rate', 'rates', 'minutes', 'plan_row',
+           'plan', 'planned_device', 'assumptions']
 
 # %% ../nbs/workshop/memory_plan.ipynb #586a62ba
 import time
@@ -199,12 +199,34 @@ def constant_terms(setting: Setting) -> dict[str, int]:
 
 # %% ../nbs/workshop/memory_plan.ipynb #95fccf46
 @contextmanager
-def as_trained(setting: Setting) -> Iterator[AsOnDevice]:
+def as_trained(setting: Setting) -> Iterator[None]:
     "Products and attention of a training step on the device."
     with ExitStack() as stack:
         if not setting.device.gpu:  # as `autocast_context` chooses
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield stack.enter_context(AsOnDevice(setting.products))
+        stack.enter_context(AsOnDevice(setting.products))
+        yield
+
+
+@contextmanager
+def also_again(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    "Layers that run as on the device also where the backward pass, which knows no mode, runs them."
+    active = []
+
+    def enter(*_):
+        active.append(AsOnDevice(dtype))
+        active[-1].__enter__()
+
+    def leave(*_):
+        active.pop().__exit__(None, None, None)
+
+    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
+    handles += [layer.register_forward_hook(leave, always_call=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def half_of(setting: Setting) -> torch.dtype:
@@ -237,10 +259,11 @@ def run_pass(setting: Setting, clips: int, first: bool):
     def all_of():
         for weight in [] if first else filter(lambda w: w.requires_grad, model.parameters()):
             weight.grad = torch.empty_like(weight)
-        with as_trained(setting) as mode:
-            video, tokens, mbta = passes(states, keep, entry)
-            mode.short.clear()  # as at the end of autocast
-            (video.sum() + tokens.sum() + mbta).backward()  # may compute layers again
+        layers = [*model.clip.blocks, *getattr(model.branch, "blocks", ())]
+        with also_again(layers, setting.products):
+            with as_trained(setting):
+                video, tokens, mbta = passes(states, keep, entry)
+            (video.sum() + tokens.sum() + mbta).backward()
 
     return all_of, model
 

@@ -28,7 +28,7 @@ from .progress import chunks, progress
 from .recipes import PAPER, PRESETS, QUICK, RELEASED, PretrainConfig, choose_recipe  # noqa: F401  # noqa: F401
 from .stamps import file_stamp
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
-from bt_adapter.strategy_files import (
+from .strategy_files import (
     build_strategy,
     is_trained,
     reads_entry,
@@ -50,7 +50,7 @@ def __getattr__(name):
     "What is asked of Moving Shapes is in `scenes`, which is loaded when it is asked for."
     if name not in OF_SCENES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bt_adapter import scenes
+    from . import scenes
 
     return getattr(scenes, name)
 
@@ -89,7 +89,7 @@ class LiveBatches:
 
     def states(self, fast: FrozenCLIP, pixels: torch.Tensor, last: int) -> torch.Tensor:
         "Of frames (b, t, 3, height, width) in uint8 what is read, chunk by chunk."
-        from bt_adapter.datasets import normalize_frames
+        from .datasets import normalize_frames
 
         device = self.clip.position.device
         home = "cpu" if self.chunk else device  # where a batch too large for the device waits
@@ -101,7 +101,7 @@ class LiveBatches:
 
     def __call__(self, start: int, last: int) -> Iterator[Batch]:
         "Batches from step `start` on."
-        from bt_adapter.datasets import encode_tokens
+        from .datasets import encode_tokens
 
         fast, device = fast_copy(self.clip), self.clip.position.device
         self.loader.epoch, self.loader.position = divmod(start, len(self.loader))
@@ -152,7 +152,7 @@ def clip_states(
     in_step: Callable[[Iterator], Iterator] = iter,  # as `together`, for several processes
 ):  # a Report of what could not be read
     "Add the states of a data set's clips to a store that lacks them."
-    from bt_adapter.datasets import Report, normalize_frames
+    from .datasets import Report, normalize_frames
 
     fast, report, (rank, processes) = fast_copy(clip), Report(share), ranks or ProcessInfo()
     rows = [(v, i) for v, row in enumerate(keys) for i in range(len(row))][rank::processes]
@@ -176,7 +176,7 @@ def caption_features(
     chunk: int = 256,  # captions at a time
 ) -> dict[str, torch.Tensor]:  # caption -> (c,) fp32
     "What the text tower says of each caption, computed once."
-    from bt_adapter.datasets import encode_texts
+    from .datasets import encode_texts
 
     found = encode_texts(clip, captions, tokens, chunk=chunk, what="captions")
     return dict(zip(captions, found))
@@ -236,7 +236,7 @@ class StoredBatches:
 # %% ../nbs/workshop/pretrain.ipynb #480077fe
 def _listed(examples):
     "Name, path, captions and span of all examples, without their bytes; no path if unreadable."
-    from bt_adapter.datasets.loading import check_example
+    from .datasets.loading import check_example
 
     found = []
     for i in range(len(examples)):
@@ -275,7 +275,7 @@ def _signature(model, config, examples, views):
 # %% ../nbs/workshop/pretrain.ipynb #0f478478
 def _clip_source(run, model, examples, config, store, views, workers, broken, reader, stored):
     "Batches for `pretrain_clips`, and the report that their making fills."
-    from bt_adapter.datasets import ClipDataset, loader
+    from .datasets import ClipDataset, loader
 
     clip, random = model.clip, not store or views > 1
     entry = reads_entry(model) and not config.weights[1]  # MBTA compares with the last state
@@ -333,7 +333,7 @@ def _fitting(config, clips, epochs, run, tell):
 # %% ../nbs/workshop/pretrain.ipynb #bf54540f
 def _learn(run, model, examples, config, store, how, same):
     "Train in the run's folder what there is to train, and save it; a report of broken clips."
-    from bt_adapter.datasets import Report, TooManyBroken
+    from .datasets import Report, TooManyBroken
 
     if not is_trained(model):  # a pooling
         if run.main:
@@ -414,8 +414,8 @@ def held_out_scores(
     "R@1 and R@5 in both directions on clips that were not trained on, those that can be read."
     from functools import partial
 
-    from bt_adapter import retrieval
-    from bt_adapter.datasets import ClipSettings
+    from . import retrieval
+    from .datasets import ClipSettings
 
     methods = {
         "frozen CLIP": partial(retrieval.mean_pooled, model.clip),

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from . import ledger
 from .backbone import FrozenCLIP
 from .branch import BTAdapter
-from bt_adapter.datasets import (
+from .datasets import (
     ClipDataset,
     ClipSettings,
     Example,
@@ -68,7 +68,7 @@ def __getattr__(name):
     "What is asked of Moving Shapes is in `scenes`, which is loaded when it is asked for."
     if name not in OF_SCENES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bt_adapter import scenes
+    from . import scenes
 
     return getattr(scenes, name)
 

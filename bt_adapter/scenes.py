@@ -29,14 +29,14 @@ from .metrics import recall_at_k
 from .precision import fast_copy
 from .processes import WAIT
 from .progress import chunks
-from bt_adapter.retrieval import (
+from .retrieval import (
     adapter_methods,
     encode_clips,
     mean_pooled,
     side_by_side,
     text_encoder,
 )
-from bt_adapter.runs import (
+from .runs import (
     RunLog,
     drop_checkpoints,
     load_checkpoint,

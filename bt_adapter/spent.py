@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -45,8 +46,7 @@ def joules(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     try:
-        import pynvml
-
+        pynvml = import_module("pynvml")  # no requirement: asked where it is
         pynvml.nvmlInit()
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)

@@ -229,6 +229,7 @@ def hours_picture(
     ax.set_xscale("log")
     _plain(ax, "", "both")
     ax.margins(x=0.2, y=0.2)
+    ax.tick_params(axis="x", which="both", labelsize=8)
     ax.set_xlabel("hours of pretraining, of all devices together", size=9)
     ax.set_ylabel(f"{measure}, percent", size=9)
     fig.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)

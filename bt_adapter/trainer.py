@@ -29,7 +29,7 @@ from .masking import keep_patches, tube_mask
 from .muon import Muon
 from .precision import autocast_context, chosen_dtype
 from .processes import WAIT, is_of_others, new_accelerator, told_of_others
-from bt_adapter.runs import (
+from .runs import (
     RunLog,
     checkpoints,
     drop_checkpoints,

@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_clip
 
 from bt_adapter import memory_plan
+from bt_adapter.cli.pretrain import Pretraining, tell_plan
 from bt_adapter.gpus import GPUS, Device, find_device
 from bt_adapter.memory_plan import Setting, constant_terms, fits, peak_bytes, phases, pick
 from bt_adapter.recipes import RELEASED, choose_recipe, for_strategy
@@ -86,13 +87,20 @@ def test_a_chunk_needs_less_than_all_at_once(clip):
     assert peak_bytes(of(clip, batch=64, chunk=4)) < peak_bytes(of(clip, batch=64))
 
 
+def forget():
+    for found in (memory_plan._trained, memory_plan._pass_bytes):
+        found.cache_clear()
+
+
 def test_what_is_computed_twice_is_not_kept(clip, monkeypatch):
     kept = memory_plan.pass_bytes(of(clip, "joint-ST", frames=5), 32, True)
     once = memory_plan.build_strategy
     monkeypatch.setattr(
         memory_plan, "build_strategy", lambda *a, checkpointing: once(*a, checkpointing=False)
     )
+    forget()
     assert kept < memory_plan.pass_bytes(of(clip, "joint-ST", frames=5), 32, True)
+    forget()
 
 
 @pytest.mark.parametrize("name", ("BT-Adapter", "ST-Adapter"))
@@ -160,3 +168,29 @@ def test_rows_name_batch_chunk_peak_and_minutes():
     assert "10% to 40% of 65 TFLOP/s" in memory_plan.assumptions(find_device("T4"))
     rows, _ = memory_plan.plan(["moving-shapes"], TINY, find_device("24"), stores=(False,))
     assert rows[0]["minutes"] == "not known"
+
+
+def test_the_command_tells_a_plan_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory_plan, "NAMED", ())
+    told = dict(plan=True, gpu="T4", clip="moving-shapes", strategy="STAN", batch=8)
+    tell_plan(Pretraining(**told, setting=["frames=4"]))
+    said = capsys.readouterr().out
+    assert "STAN on T4, 1000 clips" in said and "minutes assume 10% to 40%" in said
+    assert said.count("moving-shapes") == 2 and not any(tmp_path.iterdir())
+    tell_plan(Pretraining(**told, store=tmp_path / "store", steps=10))
+    said = capsys.readouterr().out
+    assert "80 clips" in said and said.count("moving-shapes") == 1
+
+
+def test_a_plan_of_the_named_clip_alone_that_does_not_fit_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(memory_plan, "NAMED", ())
+    with pytest.raises(ValueError, match="not even one clip fits: BT-Adapter beside moving-sha"):
+        tell_plan(Pretraining(plan=True, gpu="0.6", clip="moving-shapes"))
+
+
+def test_a_gpu_without_a_plan_is_refused():
+    with pytest.raises(ValueError, match="--gpu belongs to --plan"):
+        Pretraining(gpu="T4")
+    with pytest.raises(ValueError, match="leave --resume out"):
+        Pretraining(plan=True, resume=True)

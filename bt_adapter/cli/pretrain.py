@@ -20,7 +20,7 @@ from .console import command, loading, note, run, show
 from ..evaluation import TOY_ONLY, check_level, check_needs, check_tower
 from ..gpus import find_device
 from ..recipes import PretrainConfig, choose_recipe, for_strategy
-from bt_adapter.settings import (
+from ..settings import (
     MASKED,
     check_data,
     check_options,
@@ -249,8 +249,8 @@ def train_on_shapes(asked: Pretraining):
     "An adapter from Moving Shapes, and its table."
     tell_if_anew(asked.out, asked.resume)
     with loading("pretraining an adapter on Moving Shapes"):
-        from bt_adapter import scenes
-        from bt_adapter.backbone import load_clip
+        from .. import scenes
+        from ..backbone import load_clip
     name = asked.clip or "moving-shapes"
     clip = load_clip(name, asked.pretrained, activation=asked.activation)
     tell_settings(asked)
@@ -276,7 +276,7 @@ def check_clip_weights(name: str, pretrained: str | None):
 
 def examples_of(data: Path, layout: str, clips: Path | None, split: str | None):
     "A list of examples, or shards."
-    from bt_adapter.datasets import Shards, read_examples
+    from ..datasets import Shards, read_examples
 
     shards = data.is_dir() and layout == "table"
     return Shards(data) if shards else clips_there(read_examples(data, layout, clips, split), data)
@@ -294,9 +294,9 @@ def clips_there(examples: list, data: Path) -> list:
 
 def held_out(examples, path: Path | None, *where) -> list:
     "Examples for validation, none without a path."
-    from bt_adapter.datasets import read_examples
-    from bt_adapter.pretrain import check_apart
-    from bt_adapter.retrieval import check_examples
+    from ..datasets import read_examples
+    from ..pretrain import check_apart
+    from ..retrieval import check_examples
 
     if not path:
         return []
@@ -315,8 +315,8 @@ def held_out(examples, path: Path | None, *where) -> list:
 # %% ../../nbs/workshop/cli/pretrain.ipynb #a336308e
 def clip_for_device(name: str, beside: bool = True, **own):
     "The CLIP, in the type in which this machine trains beside it; in fp32 if gradients pass it."
-    from bt_adapter.backbone import load_clip
-    from bt_adapter.precision import PRECISIONS, fast_dtype, usable_device
+    from ..backbone import load_clip
+    from ..precision import PRECISIONS, fast_dtype, usable_device
 
     gpu = beside and usable_device().type == "cuda"
     half = str(fast_dtype("cuda")) if gpu else "torch.float32"
@@ -330,7 +330,7 @@ def train_on_clips(asked: Pretraining):
     with loading(f"pretraining an adapter on the clips of {asked.data}"):
         import torch
 
-        from bt_adapter.pretrain import held_out_scores, pretrain_clips
+        from ..pretrain import held_out_scores, pretrain_clips
     check_clip_weights(asked.clip, asked.pretrained)
     config = asked.config
     tell_settings(asked)
@@ -375,7 +375,7 @@ def clips_planned(asked: Pretraining) -> tuple[int, int]:  # that go through, di
 def tell_plan(asked: Pretraining):
     "Memory and minutes of a training, and which batch and chunk fit."
     with loading("planning"):
-        from bt_adapter import memory_plan
+        from .. import memory_plan
     device = memory_plan.planned_device(asked.gpu)
     through, new = clips_planned(asked)
     names = [asked.clip, *memory_plan.NAMED] if asked.clip else memory_plan.NAMED
@@ -403,7 +403,7 @@ def shards(
     options.check_format(data, layout)
     options.check_out(folder)
     with loading():
-        from bt_adapter.datasets import read_examples, write_shards
+        from ..datasets import read_examples, write_shards
     inside = None if outside else clips or (data if data.is_dir() else data.parent)
     examples = read_examples(data, layout, clips, split)
     report = write_shards(examples, folder, per_shard, inside=inside)
@@ -429,7 +429,7 @@ def small_clip(
     options.check_out(out)
     tell_if_anew(out, resume, "open_clip_config.json")
     with loading("training the CLIP of Moving Shapes"):
-        from bt_adapter.scenes import pretrain_small_clip
+        from ..scenes import pretrain_small_clip
     kept = dict(level=level, resume=resume, overwrite=overwrite, save_every=save_every)
     figures = pretrain_small_clip(out, steps, seed, **kept)
     show({"small CLIP": [{name: f"{value:.3g}" for name, value in figures.items()}]})
@@ -450,8 +450,8 @@ def instruct(
     options.check_out(out)
     options.check_adapter(adapter)
     with loading("making a chat model of Moving Shapes"):
-        from bt_adapter.branch import BTAdapter
-        from bt_adapter.instruct import make_small_chat
+        from ..branch import BTAdapter
+        from ..instruct import make_small_chat
     kept = dict(resume=resume, overwrite=overwrite)
     rows = make_small_chat(out, BTAdapter.from_pretrained(adapter), seed, scenes, **kept)
     show({"exact answers, percent": rows})
@@ -521,7 +521,7 @@ def tune(
     if adapter is None:
         raise ValueError(UNNAMED)
     with loading(f"tuning {model} on the dialogues of {dialogues}"):
-        from bt_adapter import instruct as library
+        from .. import instruct as library
     counts = library.tune(**vars(asked))
     if counts:
         show({"dialogues": [counts]})

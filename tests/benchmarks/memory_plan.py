@@ -52,7 +52,7 @@ SETTINGS = [  # tower, strategy, with a store, changes of the recipe
     ("small", "BT-Adapter", False, dict(batch=16, chunk=4)),
     ("small", "BT-Adapter", True, dict(batch=16, chunk=4)),
     ("small", "BT-Adapter", True, dict(batch=4, precision="fp32", mask_ratio=0.0)),
-    ("wide", "BT-Adapter", False, dict(batch=4, precision="bf16", ema=0.9)),
+    ("small", "BT-Adapter", False, dict(batch=4, precision="bf16", ema=0.9)),
     ("small", "STAN", False, dict(batch=4)),
     ("small", "joint-ST", False, dict(batch=4)),
     ("small", "separate-ST", True, dict(batch=4)),
