@@ -1,6 +1,7 @@
 """The memory plan: its terms beside real tensors, what it picks, and what it refuses."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny import tiny_clip
 from bt_adapter import memory_plan
 from bt_adapter.cli.pretrain import Pretraining, tell_plan
 from bt_adapter.gpus import GPUS, Device, find_device
+from bt_adapter.ledger import read_csv
 from bt_adapter.memory_plan import Setting, constant_terms, fits, peak_bytes, phases, pick
 from bt_adapter.recipes import RELEASED, choose_recipe, for_strategy
 from bt_adapter.store import entry_bytes
@@ -187,6 +189,14 @@ def test_a_plan_of_the_named_clip_alone_that_does_not_fit_is_one_sentence(monkey
     monkeypatch.setattr(memory_plan, "NAMED", ())
     with pytest.raises(ValueError, match="not even one clip fits: BT-Adapter beside moving-sha"):
         tell_plan(Pretraining(plan=True, gpu="0.6", clip="moving-shapes"))
+
+
+def test_measured_peaks_are_within_a_tenth():
+    rows = read_csv(Path(__file__).parent / "benchmarks" / "memory_plan.csv")
+    assert [row["setting"] for row in rows] == [str(n) for n in range(1, 13)]
+    for row in rows:
+        ratio = float(row["planned_MB"]) / float(row["measured_MB"])
+        assert abs(ratio - 1) < 0.1 and f"{ratio:.3f}" == row["ratio"]
 
 
 def test_a_gpu_without_a_plan_is_refused():
