@@ -196,7 +196,7 @@ def test_measured_peaks_are_within_a_tenth():
     assert [row["setting"] for row in rows] == [str(n) for n in range(1, 13)]
     for row in rows:
         ratio = float(row["planned_MB"]) / float(row["measured_MB"])
-        assert abs(ratio - 1) < 0.1 and f"{ratio:.3f}" == row["ratio"]
+        assert abs(ratio - 1) < 0.1 and abs(ratio - float(row["ratio"])) < 0.002
 
 
 def test_a_gpu_without_a_plan_is_refused():
