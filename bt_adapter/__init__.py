@@ -20,7 +20,7 @@ weights             all of them read, none left over, and which are the same but
 pixels, plain_clip  what CLIP sees, and a light way to the shipped one
 masking             tubes: which patches the branch sees
 temporal_attention  one patch looks at itself through time
-traffic             what operations read and write, in bytes
+traffic             what operations read and write, in bytes, and what stays
 kernels             the same in Triton
 branch_layers       equations 1, 2 and 4: its layers in time and space, and the gate
 branch_config       what distinguishes one branch from another
@@ -37,6 +37,8 @@ fitting             the one training loop: steps, checks, checkpoints
 folders             whose a folder of results is, and who is at work in it
 stamps, processes   whether files are still the same, and whether other processes are still there
 trainer, runs       an adapter's steps on any number of processes, and what a run leaves behind
+memory_plan, gpus   how much memory and time that will take, counted before, and on which GPU
+spent               what it has cost: hours, memory, clips, energy
 pretrain            from captioned clips to an adapter
 metrics             ranks and recall
 retrieval           which caption belongs to which clip, in any data set
@@ -55,7 +57,7 @@ study_tables        what they have written, read: each model once, means over se
 verdicts            whether two rows differ, and what chance alone would say
 paper_order         whether rows stand in the paper's order
 study_words         a study as sentences that are built from its numbers
-study_figures       and as pictures, one a table
+study_figures       and as pictures, one a table; quality against hours
 maps                where and when the branch looks
 changes             a branch that is changed while it runs
 interventions       heads, frames, patches and P^t taken out of it, and put back

@@ -102,7 +102,8 @@ def fast_copy(module: nn.Module) -> nn.Module:
 def autocast_context(device: torch.device, dtype: torch.dtype) -> ExitStack:
     "A context for a forward pass that will be trained through."
     stack = ExitStack()
-    stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype != torch.float32))
+    if device.type != "meta":  # where nothing is multiplied
+        stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype != torch.float32))
     if device.type == "cpu":
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
     return stack

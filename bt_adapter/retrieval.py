@@ -49,6 +49,7 @@ from .pixels import transformed
 from .progress import progress
 from .released import load_released, read_file
 from .runs import versions
+from .spent import COST, read_cost
 from .strategy_files import load_strategy, states_of, strategy_of
 from .video import ClipError
 
@@ -190,7 +191,9 @@ def csv_rows(
     "The rows with everything that is needed to make them again."
     hashes = {name: weights_hash(model.branch) for name, model in models.items()}
     own = lambda name: dict(adapter=told_path(name), weights=hashes.get(name, ""))  # noqa: E731
-    weighed = [row | own(row["adapter"]) for row in rows]
+    none = dict.fromkeys(COST, "")
+    costs = {name: read_cost(name) for name in models if Path(name).is_dir()}
+    weighed = [row | own(row["adapter"]) | costs.get(row["adapter"], none) for row in rows]
     return ledger.complete_rows(weighed, columns, versions=versions(), **settings)
 
 # %% ../nbs/workshop/retrieval.ipynb #e2845da9

@@ -10,7 +10,6 @@ __all__ = ['RUN_FILES', 'Batch', 'ProcessInfo', 'MaskedPass', 'contrast', 'gathe
 # %% ../nbs/workshop/trainer.ipynb #98fe07d2
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
@@ -39,6 +38,7 @@ from .runs import (
     save_checkpoint,
     step_of,
 )
+from .spent import Spent
 from .stamps import check_files
 from .strategy_files import save_strategy
 
@@ -363,7 +363,7 @@ class Run:
         self.folder, self.resume, self.save_every = Path(folder), resume, save_every
         self.overwrite, self.names, self.result = overwrite, names, result
         self.checkpoint, self.clips = self.folder / "checkpoint.pt", self.folder / "clips.json"
-        self.started, self.held = time.monotonic(), ExitStack()
+        self.held = ExitStack()
         make_folder(self.folder)  # before the work: a bad path costs nothing
         if os.environ.get("RANK", "0") == "0":  # who holds the folder is asked once
             begun = [place.name for place in checkpoints(self.checkpoint)]
@@ -372,6 +372,7 @@ class Run:
         self.accelerator = new_accelerator(wait)
         self.main = self.accelerator.is_main_process
         self.ranks = ProcessInfo(self.accelerator.process_index, self.accelerator.num_processes)
+        self.spent = Spent(self.accelerator.device, self.ranks.world)
 
     def __enter__(self) -> "Run":
         if self.main:
@@ -427,15 +428,16 @@ class Run:
             state = load_checkpoint(self.checkpoint, same)
             what = f"The state in {self.checkpoint}"
             trainer.load_state_dict(state, what)
-            if loader:
-                with fitting_state(what):
+            with fitting_state(what):
+                self.spent.go_on(state.get("spent", {}))  # checkpoints of before have none
+                if loader:
                     loader.load_state_dict(state["loader"])
         if not self.main:
             return train(trainer, source, save_every=self.save_every)
 
         def save():
-            state = trainer.state_dict() | dict(loader=loader.state_dict() if loader else {})
-            save_checkpoint(self.checkpoint, same, state)
+            own = dict(loader=loader.state_dict() if loader else {}, spent=self.spent.state())
+            save_checkpoint(self.checkpoint, same, trainer.state_dict() | own)
 
         def on_step(step, figures):
             total = sum(w * figures[n] for w, n in zip(config.weights, ("vtc", "mbta", "mbca")))
@@ -451,8 +453,9 @@ class Run:
             return  # nobody waits for what is left to do
         gates = list(gate_means(model.branch))
         save_curves(self.folder, dict(losses=["vtc", "mbta", "mbca"], gates=gates))
-        seconds = round(time.monotonic() - self.started)
-        settings = dict(settings=asdict(config), seconds=seconds, run=same)
+        cost = self.spent.told((config.steps or 0) * config.batch)
+        made = dict(seconds=round(self.spent.seconds), cost=cost)
+        settings = dict(settings=asdict(config), **made, run=same)
         write_card(self.folder, "bta-pretrain", **settings, **card, clip=model.clip.card)
         self.drop()
 

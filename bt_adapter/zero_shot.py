@@ -19,6 +19,7 @@ from .moving_shapes import gallery
 from .precision import why_unusable
 from .recognition import RECOGNITION_FIGURES, class_names, judge_recognition
 from .scenes import COLUMNS, FIGURES, TWO_COLUMNS, TWO_FIGURES, compare
+from .spent import COST
 
 # %% ../nbs/workshop/zero_shot.ipynb #cceacba6
 def clip_settings(asked: Evaluation) -> ClipSettings:
@@ -54,7 +55,7 @@ def check_asked(asked: Evaluation):
 # %% ../nbs/workshop/zero_shot.ipynb #fe6061e7
 MARK = ("adapter", "method")
 DATA_COLUMNS = ("date", "command", "data", "split", "clips", "left out", *MARK, "weights")
-DATA_COLUMNS += ("fingerprint", "frames", "tokens", "margin")
+DATA_COLUMNS += ("fingerprint", "frames", "tokens", "margin", *COST)
 
 
 def evaluate_gallery(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; models

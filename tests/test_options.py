@@ -68,6 +68,8 @@ pretrain        --level            |                   | 2          | 0 3 x
 pretrain        --save-every       |                   | 3          | {COUNT}
 pretrain        --strategy         | {DATA}            | joint-ST   | x
 pretrain        --seed             |                   | 0          | {INTEGER}
+pretrain        --plan             |                   | -          |
+pretrain        --gpu              | --plan            | T4         | T5 -3 0 nan inf
 pretrain shards --format           |                   | table      | x
 pretrain shards --clips            |                   | .          |
 pretrain shards --split            |                   | test       |
@@ -206,6 +208,11 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --set weights=1,0,0 --set objectives=vtc": "one of them",
     "pretrain --set layers=1 --set layers=2": "twice",
     "pretrain --data file --set objects=3": "belongs to Moving Shapes",
+    "pretrain --plan --resume": "leave --resume out",
+    "pretrain --plan --overwrite": "trains nothing",
+    "pretrain --plan --level 2": "leave --level out",
+    "pretrain --plan --gpu T5": "the nearest are T4",
+    "pretrain --plan --set objects=3": "belongs to Moving Shapes",
     "pretrain --level 2 --set frames=4": "leave the setting frames out",
     "pretrain --out=": "--out",
     "pretrain --data file --level 2": "--level",

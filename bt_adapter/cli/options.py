@@ -8,16 +8,17 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
            'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName', 'PretrainedTag',
            'Activation', 'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader',
            'Set', 'Strategy', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
-           'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard',
-           'NewFolder', 'Tests', 'Dialogues', 'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit',
-           'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick',
-           'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
-           'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'TextFunction',
-           'RenderedSize', 'Pairs', 'AsReader', 'Stride', 'at_least', 'check_clip_path', 'check_one_clip', 'check_file',
-           'check_template', 'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers',
-           'check_activation', 'check_tuning', 'check_reader_name', 'check_strategy_name', 'check_adapter',
-           'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
+           'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Plan', 'Gpu', 'Recipe', 'Validation',
+           'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Dialogues', 'Released', 'Gates', 'Heads', 'Level',
+           'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep',
+           'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples',
+           'Ask', 'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
+           'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName',
+           'TextFunction', 'RenderedSize', 'Pairs', 'AsReader', 'Stride', 'at_least', 'check_clip_path',
+           'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name',
+           'check_device_name', 'check_workers', 'check_activation', 'check_tuning', 'check_reader_name',
+           'check_strategy_name', 'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite',
+           'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -269,6 +270,10 @@ Wait = Annotated[
     ),
 ]
 SaveEvery = Annotated[int, typer.Option(help="steps between checkpoints", **COUNT)]
+Plan = Annotated[
+    bool, typer.Option("--plan", help="tell memory, minutes, batch and chunk; train nothing")
+]
+Gpu = option(str, "of the plan: T4, A100, ..., cpu, or GB of memory; without: this machine's")
 Recipe = option(str, f"{' or '.join(TUNING)}; for adapters also quick or full", "--preset")
 Validation = option(Path, "annotations of clips to judge by, in the same format")
 ValidationSplit = option(str, "a part of those")
