@@ -87,21 +87,30 @@ class LiveBatches:
     ):
         self.clip, self.loader, self.chunk, self.entry = clip, loader, chunk, entry
 
+    def states(self, fast: FrozenCLIP, pixels: torch.Tensor, last: int) -> torch.Tensor:
+        "Of frames (b, t, 3, height, width) in uint8 what is read, chunk by chunk."
+        from .datasets import normalize_frames
+
+        device = self.clip.position.device
+        home = "cpu" if self.chunk else device  # where a batch too large for the device waits
+        parts = pixels.split(self.chunk or len(pixels))
+        frames = (normalize_frames(part.to(device), fast) for part in parts)
+        read = entry_state if self.entry else frozen.frozen_states
+        states = [read(fast, some, last).to(home) for some in frames]
+        return states[0] if len(states) == 1 else torch.cat(states)
+
     def __call__(self, start: int, last: int) -> Iterator[Batch]:
         "Batches from step `start` on."
-        from .datasets import encode_tokens, normalize_frames
+        from .datasets import encode_tokens
 
         fast, device = fast_copy(self.clip), self.clip.position.device
-        home = "cpu" if self.chunk else device  # where a batch too large for the device waits
         self.loader.epoch, self.loader.position = divmod(start, len(self.loader))
         while True:
             for batch in self.loader:
-                parts = batch.frames.split(self.chunk or len(batch.frames))
-                frames = (normalize_frames(part.to(device), fast) for part in parts)
-                read = entry_state if self.entry else frozen.frozen_states
-                states = [read(fast, some, last).to(home) for some in frames]
                 text = encode_tokens(self.clip, batch.tokens.to(device)).float()
-                yield Batch(batch.ids, torch.cat(states), text, self.entry)
+                states = self.states(fast, batch.frames, last)
+                yield Batch(batch.ids, states, text, self.entry)
+                del states  # before the next ones are made
 
 # %% ../nbs/workshop/pretrain.ipynb #f3113d4b
 class _Views(torch.utils.data.Dataset):

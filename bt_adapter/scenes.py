@@ -46,6 +46,7 @@ from .runs import (
     write_card,
 )
 from .small_clip import CLIP_FILES, STEPS, ClipTraining, opposite_cosines, static_recall
+from .spent import COST
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import Batch, PretrainConfig, ProcessInfo, Run, run_signature
 from .twins import TWINS, twin_cosines, twin_scores, two_things_group
@@ -442,6 +443,6 @@ def compare(
 # %% ../nbs/workshop/scenes.ipynb #8d01b0f9
 COLUMNS = (
     *("date", "command", "adapter", "method", "weights", "fingerprint", "split", "clips"),
-    *("frames", "times", *FIGURES, "versions"),
+    *("frames", "times", *COST, *FIGURES, "versions"),
 )
 TWO_COLUMNS = (*COLUMNS[: -len(FIGURES) - 1], *TWO_FIGURES, "versions")
