@@ -22,7 +22,6 @@ UNFINISHED = {
     "40_attention_maps",
     "41_relevance",
     "42_explorer",
-    "50_chat",
     "52_instruction_tuning",
     "56_gallery",
 }
