@@ -178,6 +178,7 @@ judge           --timeout          | {SERVER}          | 30         | nan inf 0 
 judge           --json             |                   | -          |
 gallery         --scenes           |                   | 3          | {COUNT}
 gallery         --overwrite        |                   | -          |
+gallery         --wordings         |                   | -          |
 timecheck       --text             |                   | a:b        | x
 timecheck       --pretrained       |                   |            |
 timecheck       --frames           |                   | 8          | 1 {COUNT}

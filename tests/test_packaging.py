@@ -91,6 +91,7 @@ LATE |= {"sympy"}  # torch's compiler, which takes as long to import as torch
 PICTURES = {"matplotlib", "PIL"}
 DRAWS = {"figures", "explorer", "gallery", "demo", "study_figures", "benchmark", "instruct"}
 DRAWS |= {"map_figures", "playing", "drawings", "films", "score_figures", "token_pictures"}
+DRAWS |= {"paraphrases"}
 DRAWS |= {"front_page", "released.pictures", "strategy_figures", "timecheck.drawing"}
 WITHOUT_TORCH = {"benchmark", "clip_names", "evaluation", "progress"}
 WITHOUT_TORCH |= {module for module in MODULES if module.startswith(("cli.", "benchmark."))}

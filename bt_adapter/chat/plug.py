@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['BranchPool', 'unplug', 'Plugged', 'plug', 'pool_for']
 
-# %% ../../nbs/50_chat.ipynb #c94da0eb
-from collections.abc import Mapping
-from functools import partial
+# %% ../../nbs/50_chat.ipynb #f87a3029
 from itertools import islice
 
 import torch
@@ -16,10 +14,10 @@ from torch import Tensor, nn
 
 from .. import released
 from ..branch import CONVENTIONS, BTAdapter
-from .hosts import check_in_memory, host_layer, refuse_other_clip, tower_path
-from .tower import POOLINGS, VideoTower
+from .hosts import check_in_memory, host_layer, tower_path
+from .tower import VideoTower
 
-# %% ../../nbs/50_chat.ipynb #18621a4f
+# %% ../../nbs/50_chat.ipynb #b56c0a3f
 class BranchPool(nn.Module):
     "Section 3.2: the branch beside a layer of CLIP, combined with it and averaged over frames."
 
@@ -57,7 +55,7 @@ class BranchPool(nn.Module):
         cls = gate(cls, states[-1][:, :, 0].mean(1))
         return torch.cat([cls[:, None], gate(patches, states[-1][:, :, 1:]).mean(1)], dim=1)
 
-# %% ../../nbs/50_chat.ipynb #9ba417f8
+# %% ../../nbs/50_chat.ipynb #79787cdf
 def unplug(model: nn.Module) -> None:
     """Make a plugged model what it was, bit by bit.
 
@@ -75,7 +73,7 @@ def unplug(model: nn.Module) -> None:
     for parameter in wrapped.thawed:
         parameter.requires_grad_(True)
 
-# %% ../../nbs/50_chat.ipynb #e4cda8b0
+# %% ../../nbs/50_chat.ipynb #19aa8bb5
 class Plugged:
     "A plugged host; as a context manager, it is unplugged at the end."
 
@@ -88,7 +86,7 @@ class Plugged:
     def __exit__(self, *_):
         unplug(self.model)
 
-# %% ../../nbs/50_chat.ipynb #e3018f33
+# %% ../../nbs/50_chat.ipynb #fa3c3a78
 def plug(
     model: nn.Module,  # LLaVA, LLaVA-NeXT, BLIP-2, InstructBLIP or MiniGPT-4 of transformers
     video: BTAdapter | str,  # an adapter beside the same CLIP, or a pooling: a key of POOLINGS
@@ -120,7 +118,14 @@ def plug(
     model.set_submodule(path, wrapped)
     return Plugged(model)
 
-# %% ../../nbs/50_chat.ipynb #ab5b6a98
+# %% ../../nbs/workshop/chat/plugging.ipynb #1ea0bce3
+from collections.abc import Mapping
+from functools import partial
+
+from .hosts import refuse_other_clip
+from .tower import POOLINGS
+
+# %% ../../nbs/workshop/chat/plugging.ipynb #4a95225d
 def pool_for(
     tower: nn.Module,  # the host's
     layer: int,

@@ -7,7 +7,7 @@ __all__ = ['app', 'record', 'main']
 
 # %% ../../nbs/workshop/cli/gallery.ipynb #ec33863e
 from . import options
-from .console import command, loading, run
+from .console import command, loading, run, show
 
 # %% ../../nbs/workshop/cli/gallery.ipynb #71a7b237
 app = command("Record what image model, zero-shot and tuned say about held-out clips.")
@@ -18,6 +18,7 @@ def record(
     folder: options.ChatFolder = None,
     scenes: options.Tests = 216,
     overwrite: options.Overwrite = False,
+    wordings: options.Wordings = False,
 ):
     "Ask the chat model in FOLDER about test clips, and keep the answers in it."
     if folder and not (folder / "projector.safetensors").is_file():
@@ -27,9 +28,13 @@ def record(
         from .. import gallery as library
         from ..backbone import samples_folder
         from ..moving_shapes import gallery
+        from ..paraphrases import ask_paraphrases
     folder = folder or samples_folder() / "chat"
+    clips = gallery("test", scenes)
+    if wordings:
+        return show({"right answers, percent": ask_paraphrases(folder, clips)})
     library.check_record(folder, overwrite)
-    library.keep(folder, library.ask_all(folder, gallery("test", scenes)))
+    library.keep(folder, library.ask_all(folder, clips), ask_paraphrases(folder, clips))
     print(f"recorded in {folder / library.RECORD}")
 
 

@@ -143,7 +143,7 @@ class PanelView:
             for button in buttons:
                 button.add_class("bta-word")
             whose = f" ({parts.safe(name)})" if len(self.models) > 1 else ""
-            rows.append(wrapping_row(w.HTML(f"From which frames?{whose}"), *buttons))
+            rows.append(wrapping_row(w.HTML(f"Frames behind a word, a hint{whose}:"), *buttons))
         self.words.children = rows
 
     def lock(self, busy: bool, begun: bool):
