@@ -9,11 +9,11 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
            'Activation', 'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader',
            'Set', 'Strategy', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
            'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Plan', 'Gpu', 'Recipe', 'Validation',
-           'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Dialogues', 'Released', 'Gates', 'Heads', 'Level',
-           'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep',
-           'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples',
-           'Ask', 'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
-           'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName',
+           'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Wordings', 'Dialogues', 'Released', 'Gates', 'Heads',
+           'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss',
+           'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions',
+           'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers',
+           'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName',
            'TextFunction', 'RenderedSize', 'Pairs', 'AsReader', 'Stride', 'at_least', 'check_clip_path',
            'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name',
            'check_device_name', 'check_workers', 'check_activation', 'check_tuning', 'check_reader_name',
@@ -280,6 +280,9 @@ ValidationSplit = option(str, "a part of those")
 PerShard = Annotated[int, typer.Option(help="clips in a file", **COUNT)]
 NewFolder = Annotated[Path, typer.Argument(help="a new folder")]
 Tests = Annotated[int, typer.Option("--scenes", help="test clips that are asked about", **COUNT)]
+Wordings = Annotated[
+    bool, typer.Option("--wordings", help="ask in other words, show the table, record nothing")
+]
 Dialogues = Annotated[Path, typer.Option(help="JSON in the format of VideoChatGPT-100K")]
 
 # %% ../../nbs/workshop/cli/options.ipynb #15e24456
