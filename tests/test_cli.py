@@ -20,6 +20,7 @@ from tidy import NOTEBOOKS, ROOT
 CLIP = ROOT / "data_samples/clips/right.mp4"
 TEXT = {".md", ".json", ".csv"}
 COMMANDS = ("demo", "pretrain", "evaluate", "ablations", "chat", "judge", "gallery", "timecheck")
+COMMANDS += ("explore",)
 
 # One process a command line, forked from one that has loaded the commands and nothing else.
 WHAT_LOADS = """
@@ -101,6 +102,9 @@ WRONG = {
     "gallery nowhere": "no chat model",
     "timecheck ./nowhere": "There is no folder ./nowhere",
     "timecheck file": "file is a file",
+    "explore nowhere.mp4": "there is no such file",
+    "explore . -o x.html": "it is a folder",
+    "explore file -o x.png": "ends in .html",
     "timecheck moving-shapes --pretrained x": "has weights of its own",
     "timecheck read --pipeline": "named as MODULE:FUNCTION",
     "timecheck a:b --pipeline --size 32": "--size is for encoders",

@@ -16,6 +16,7 @@ from tidy import ROOT
 from tiny import tiny_clip
 
 from bt_adapter import explorer as x
+from bt_adapter.explorer.page import carried
 
 ATTACK = "</script><img src=x onerror=alert(1)>&"
 L14 = dict(layers=4, heads=16, frames=16, grid=(16, 16), size=(224, 224))
@@ -26,7 +27,9 @@ def made(layers=2, heads=3, frames=4, grid=(2, 4), size=(40, 80), captions=("one
     patches = grid[0] * grid[1]
     clip = rng.integers(256, size=(frames, *size, 3), dtype=np.uint8)
     maps = rng.dirichlet(np.ones(frames), size=(layers, patches, heads, frames))
-    heat = rng.random((frames, patches))
+    heat, taken = rng.random((frames, patches)), rng.random(1 + layers * heads + frames)
+    more = {"spatial": rng.dirichlet(np.ones(patches), size=(layers, heads, frames))} | more
+    more = {"cosines": lambda texts: np.repeat(taken[:, None], len(texts), 1)} | more
     return x.Explorer(
         clip, grid, maps.astype(np.float32), lambda text: (0.5, heat), captions, **more
     )
@@ -39,9 +42,18 @@ def data_of(page):
 def test_a_page_of_sixteen_frames_of_l14_fits():
     explorer = made(**L14, captions=[f"caption {i}" for i in range(8)])  # noise: nothing compresses
     page = explorer.html()
-    assert 1_500_000 < len(page.encode()) <= x.LIMIT
+    assert 2_000_000 < len(page.encode()) <= x.LIMIT == 2_500_000
     held = data_of(page)["info"]["held"]
     assert held[:4] == ["0/0", "1/0", "2/0", "3/0"] and len(held) >= 6
+
+
+def test_two_clips_of_sixteen_frames_of_l14_fit():
+    other = made(**L14, name="another")
+    other.clip = other.clip[::-1].copy()
+    page = made(**L14, captions=["one", "two"], other=other).html()
+    data = data_of(page)
+    assert len(page.encode()) <= x.LIMIT and len(data["maps"]) >= 4
+    assert data["info"]["pairs"] == [*range(16)][::-1]  # one film serves both
 
 
 def test_the_widget_sends_little():
@@ -53,7 +65,7 @@ def test_the_widget_sends_little():
 
 def test_too_much_is_refused():
     explorer = made(frames=64, grid=(16, 16), size=(224, 224), layers=12, heads=1)
-    with pytest.raises(ValueError, match="larger than 2 MB"):
+    with pytest.raises(ValueError, match=r"larger than 2\.5 MB"):
         explorer.html()
 
 
@@ -61,27 +73,32 @@ def test_the_page_carries_the_maps():
     explorer = made()
     data = data_of(explorer.html())
     assert set(data["maps"]) == {f"{k}/{h}" for k in range(2) for h in range(4)}
-    for key, (text, top) in data["maps"].items():
+    for key, (text, top, *_) in data["maps"].items():
         layer, head = map(int, key.split("/"))
         bytes_there = np.frombuffer(base64.b64decode(text), np.uint8).reshape(8, 4, 4)
         wanted = explorer.maps[layer].mean(1) if head == 0 else explorer.maps[layer, :, head - 1]
         assert np.abs(bytes_there / 255 * top - wanted).max() <= top / 500
-    heat = np.frombuffer(base64.b64decode(data["heats"]["one"]["heat"]), np.uint8)
+    one = data["answers"]["one"]
+    heat = np.frombuffer(base64.b64decode(one["heat"]), np.uint8)
     assert heat.size == 4 * 8 and heat.max() == 255
+    assert len(one["effects"][0]) == 1 + 2 * 3 + 4
+    means = np.frombuffer(base64.b64decode(data["overview"]), np.uint8).reshape(2, 4, 4, 4)
+    wanted = explorer.maps.mean(1)
+    assert np.abs(means[:, 1:] / 255 * data["info"]["overview_top"] - wanted).max() < 0.01
 
 
 def test_decided_heads_come_first():
     explorer = made(layers=2, heads=3, frames=4, grid=(1, 1))
     explorer.maps[1, :, 2] = np.eye(4)  # as decided as can be
     explorer.maps[0, :, 0] = 1 / 4
-    order = list(explorer.carried(10**6))
+    order = list(carried(explorer, 10**6))
     assert order[:3] == ["0/0", "1/0", "1/3"] and order[-1] == "0/1"
 
 
 def test_nothing_in_the_page_is_markup_of_others():
     page = made().html(title=ATTACK)
     assert page.count("<script") == page.count("</script>") == 2 and "<img" not in page
-    assert ATTACK in data_of(page)["heats"]
+    assert ATTACK in data_of(page)["answers"]
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     assert "https:" not in page and "http:" not in page and "import(" not in page
     assert "default-src 'none'" in page
@@ -119,8 +136,11 @@ def test_any_model(size):
     assert len(explorer.html()) < x.LIMIT and len(explorer.figure().png()) > 1000
     live = explorer.widget()
     assert len(live.weights) == explorer.grid[0] * explorer.grid[1] * 25
-    live.caption = "b"
-    assert len(live.heat) == 5 * explorer.grid[0] * explorer.grid[1] and "cosine" in live.note
+    live.question = dict(slot=0, caption="b")
+    assert len(live.heat) == 5 * explorer.grid[0] * explorer.grid[1]
+    layers, _, heads, *_ = explorer.maps.shape
+    assert "cosine" in live.answer["note"]
+    assert len(live.answer["effects"][0]) == 1 + layers * heads + 5
 
 
 def test_the_widget_answers():
@@ -131,10 +151,12 @@ def test_the_widget_answers():
     assert live.weights == x.quantize(explorer.weights(1, 0))[0]
     live.head = 2
     assert live.weights == x.quantize(explorer.maps[1, :, 1])[0]
+    assert live.spatial == x.quantize(explorer.spatial[1, 1])[0]
     assert live.weights_top == pytest.approx(explorer.maps[1, :, 1].max())
     explorer.relevance = lambda text: (_ for _ in ()).throw(ValueError("No such words."))
-    live.caption = "?"
-    assert live.note == "No such words." and live.heat == b""
+    live.question = dict(slot=1, caption="?")
+    assert live.answer["note"] == "No such words." and live.heat == b""
+    assert live.answer["slot"] == 1 and live.answer["effects"] is None
 
 
 def test_plain_widgets_where_anywidget_is_missing(monkeypatch):
@@ -152,6 +174,90 @@ def test_plain_widgets_where_anywidget_is_missing(monkeypatch):
     assert image.value == before  # typing sends nothing
     words.children[1].click()
     assert image.value != before and "&lt;img" in note.value and "<img" not in note.value
+
+
+# --- what does not fit, and maps of other models ---
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(grid=(3, 4)), "12 patches"),
+        (dict(maps=np.full((2, 8, 3, 4, 4), np.nan)), "NaN"),
+        (dict(maps=np.ones((2, 8, 3, 4, 4))), "at most 1"),
+        (dict(maps=np.zeros((2, 8, 0, 4, 4))), "at least one layer"),
+        (dict(clip=np.zeros((4, 40, 80, 3))), "uint8"),
+        (dict(other=made(frames=5)), "one shape"),
+    ],
+)
+def test_what_does_not_fit_is_told(change, told):
+    good = made()
+    with pytest.raises(ValueError, match=told):
+        x.Explorer(**(dict(clip=good.clip, grid=good.grid, maps=good.maps) | change))
+
+
+def test_more_heads_than_there_are():
+    with pytest.raises(ValueError, match="no head 4"):
+        made().weights(0, 4)
+    with pytest.raises(ValueError, match="no part 'films'"):
+        made().html(parts=["films"])
+
+
+def test_relevance_without_numbers_is_told():
+    explorer = made()
+    explorer.relevance = lambda text: (0.5, np.full((4, 8), np.nan))
+    assert "NaN" in explorer.ask("one")[0] and data_of(explorer.html())["info"]["known"] == {}
+
+
+def test_maps_without_a_model():
+    clip = torch.randint(256, (4, 40, 40, 3), dtype=torch.uint8)
+    maps = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 3, 9, 4))
+    maps = maps.transpose(0, 1, 3, 4, 2)  # layers, heads, t, t, patches
+    explorer = x.explore(maps=maps, clip=clip)
+    assert explorer.grid == (3, 3) and np.allclose(explorer.weights(1, 2)[5], maps[1, 1, :, :, 5])
+    info = data_of(explorer.html())["info"]
+    assert not info["asks"] and not info["effects"] and "without a model" in explorer.ask("a")[0]
+    for wrong, told in (
+        (dict(maps=maps[0], clip=clip), "layers, heads, t, t, patches"),
+        (dict(maps=maps[..., :8], clip=clip), "no square"),
+        (dict(maps=maps, clip=clip[:3]), "frames"),
+        (dict(maps=maps, clip=clip, captions=["a"]), "reads captions"),
+        (dict(maps=maps), "Give a clip"),
+        (dict(clip=clip), "Give a clip"),
+        (dict(maps=maps, clip=clip, other=clip), "belongs to one clip"),
+        (dict(maps=torch.nn.Linear(2, 2), clip=clip), "known here"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            x.explore(**wrong)
+
+
+def tiny_video_models():
+    t = pytest.importorskip("transformers")
+    size = dict(image_size=16, num_frames=4, hidden_size=16, num_attention_heads=2)
+    size |= dict(num_hidden_layers=2, intermediate_size=16)
+    yield t.TimesformerModel(t.TimesformerConfig(patch_size=8, **size)), 4
+    yield t.VivitModel(t.VivitConfig(tubelet_size=[2, 8, 8], **size)), 2
+    yield t.VideoMAEModel(t.VideoMAEConfig(patch_size=8, tubelet_size=2, **size)), 2
+    if hasattr(t, "VideoPrismVisionModel"):
+        size |= dict(num_spatial_layers=1, num_temporal_layers=2)
+        config = t.VideoPrismVisionConfig(tubelet_size=[1, 8, 8], **size)
+        yield t.VideoPrismVisionModel(config), 4
+
+
+def test_video_models_of_transformers():
+    clip = torch.randint(256, (4, 20, 24, 3), dtype=torch.uint8)
+    for model, times in tiny_video_models():
+        torch.manual_seed(0)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+        before = model.config._attn_implementation
+        explorer = x.explore(maps=model.eval(), clip=clip)
+        name = type(model).__name__
+        assert explorer.maps.shape == (2, 4, 2, times, times), name
+        assert explorer.grid == (2, 2) and np.allclose(explorer.maps.sum(-1), 1, atol=1e-5), name
+        assert explorer.maps.std() > 0.01 and model.config._attn_implementation == before, name
+        with pytest.raises(ValueError, match="takes 4 frames"):
+            x.explore(maps=model, clip=clip[:2])
 
 
 # --- what is loaded ---

@@ -21,6 +21,7 @@ BASE = {  # what a command line needs to be one
     "judge": "file",
     "gallery": "",
     "timecheck": "",
+    "explore": "file",
 }
 INTEGER = "nan -1 " + 30 * "9"
 COUNT = f"0 {INTEGER}"
@@ -191,6 +192,13 @@ timecheck       --out              |                   | out        | {FOLDER}
 timecheck       --pipeline         |                   | -          |
 timecheck       --stride           | --pipeline        | 4          | {COUNT}
 timecheck       --json             |                   | -          |
+explore         --captions         |                   | words      | nowhere.txt
+explore         --adapter          |                   | .          | nowhere file
+explore         --other            |                   | file       | nowhere .
+explore         --frames           |                   | 8          | {COUNT}
+explore         --page             |                   | a.html     | a.png . /proc/a.html
+explore         -o                 |                   | a.html     | a.png
+explore         --reader           |                   | pyav       | x
 """
 TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --clip moving-shapes --pretrained x": "leave out --pretrained",

@@ -108,6 +108,7 @@ LINES = [
     ["ablations", "--csv", f"{HOSTILE}/a.csv"],
     ["gallery", HOSTILE],
     ["timecheck", f"./{HOSTILE}"],
+    ["explore", f"{HOSTILE}.mp4"],
     ["timecheck", f"a{HOSTILE}:b", "--pipeline"],
 ]
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from lab import CHROMIUM, jupyterlab
 from nbformat import v4
-from test_browser import Watched, browser, keep_picture  # noqa: F401
+from test_browser import CONTRAST, Watched, browser, keep_picture  # noqa: F401
 from tidy import KERNEL, ROOT
 
 from bt_adapter.backbone import samples_folder
@@ -354,25 +354,6 @@ def test_text_stays_text(page):
     until(lambda: "too long" in root.locator("[role=status]").inner_text(), "endless question")
     press(root, "Undo")
     keep_picture(root, "panel_light")
-
-
-CONTRAST = """e => {
-  const light = c => { const s = c.map(x => x / 255).map(
-      x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
-    return .2126 * s[0] + .7152 * s[1] + .0722 * s[2]; };
-  const parse = c => { const n = c.match(/[\\d.]+/g).map(Number);
-    return [n.slice(0, 3), n.length > 3 ? n[3] : 1]; };
-  let ground = null; const veils = [];
-  for (let at = e; at; at = at.parentElement) {
-    const [colour, alpha] = parse(getComputedStyle(at).backgroundColor);
-    if (alpha === 1) { ground = colour; break; }
-    if (alpha > 0) veils.push([colour, alpha]);
-  }
-  ground = ground || [255, 255, 255];
-  for (const [c, a] of veils.reverse()) ground = ground.map((x, i) => x * (1 - a) + c[i] * a);
-  const [a, b] = [light(parse(getComputedStyle(e).color)[0]), light(ground)];
-  return (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-}"""
 
 
 @contextmanager

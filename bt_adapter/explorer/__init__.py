@@ -6,16 +6,20 @@
 __all__ = []
 
 # %% ../../nbs/workshop/explorer/explorer.ipynb #946b990b
+from .clip_maps import ClipMaps
+from .page import LIMIT, PARTS, page_of, text_of
 from .panel import ChatPanel
 from .panel_parts import log_html, talk_picture
 from .payload import explorer_script, film_strip, quantize
-from .views import LIMIT, Explorer, explore, text_of
+from .views import Explorer, explore
 from .widgets import live_widget, on_enter, plain_widget
 
 # %% ../../nbs/workshop/explorer/explorer.ipynb #18a0f2ed
 __all__ = [
     "LIMIT",
+    "PARTS",
     "ChatPanel",
+    "ClipMaps",
     "Explorer",
     "explore",
     "explorer_script",
@@ -23,6 +27,7 @@ __all__ = [
     "live_widget",
     "log_html",
     "on_enter",
+    "page_of",
     "plain_widget",
     "quantize",
     "talk_picture",

@@ -7,28 +7,31 @@ __all__ = ['live_widget', 'on_enter', 'plain_widget']
 
 # %% ../../nbs/workshop/explorer/widgets.ipynb #0c6bf67e
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from html import escape
 
-from .payload import explorer_script, quantize
+from .page import told
+from .payload import explorer_script
 from ..figures import Picture
 
 # %% ../../nbs/workshop/explorer/widgets.ipynb #e23057bb
 @cache
 def _live_class():
     import anywidget
-    from traitlets import Bytes, Dict, Float, Int, Unicode
+    from traitlets import Bytes, Dict, Float, Int
 
     class LiveExplorer(anywidget.AnyWidget):
         "The explorer in a notebook."
 
         _esm = explorer_script()
         info = Dict().tag(sync=True)
-        film, colours = Bytes().tag(sync=True), Bytes().tag(sync=True)
+        film, overview = Bytes().tag(sync=True), Bytes().tag(sync=True)
+        colours, viridis = Bytes().tag(sync=True), Bytes().tag(sync=True)
         layer, head = Int().tag(sync=True), Int().tag(sync=True)
         weights, weights_top = Bytes().tag(sync=True), Float().tag(sync=True)
-        caption, note = Unicode().tag(sync=True), Unicode().tag(sync=True)
+        spatial, spatial_top = Bytes().tag(sync=True), Float().tag(sync=True)
+        question, answer = Dict().tag(sync=True), Dict().tag(sync=True)
         heat = Bytes().tag(sync=True)
 
     return LiveExplorer
@@ -36,22 +39,25 @@ def _live_class():
 # %% ../../nbs/workshop/explorer/widgets.ipynb #322f8465
 def live_widget(
     explorer,  # an `Explorer`
+    parts: Sequence[str] = (),  # of `page.PARTS`; none: all of them
 ):
     "The explorer as an anywidget."
-    live = _live_class()(**explorer.opening())
+    live = _live_class()(**told(explorer, parts))
 
     def choose(_=None):
-        data, top = quantize(explorer.weights(live.layer, live.head))
-        with live.hold_sync():  # both in one message
-            live.weights, live.weights_top = data, top
+        over_time, in_space = explorer.sent(live.layer, live.head)
+        with live.hold_sync():  # all in one message
+            live.weights, live.weights_top = over_time
+            live.spatial, live.spatial_top = in_space
 
     def ask(_):
-        note, heat = explorer.ask(live.caption)
+        answer = explorer.answer(live.question["caption"])
         with live.hold_sync():
-            live.note, live.heat = note, quantize(heat)[0] if heat.size else b""
+            live.heat = answer.pop("heat")
+            live.answer = live.question | answer
 
     live.observe(choose, ["layer", "head"])
-    live.observe(ask, "caption")
+    live.observe(ask, "question")
     choose()
     return live
 

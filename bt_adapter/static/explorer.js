@@ -1,346 +1,467 @@
-// Attention over time of one clip, under the mouse and the keyboard.
-// One ES module for both homes: `default.render` for a notebook (anywidget), `standalone` for a file.
-// `model` holds the data: see Explorer in nbs/workshop/explorer/views.ipynb. Text reaches the page by textContent only.
+// Attention over time of one clip, under the mouse and the keyboard: `default.render` for a notebook (anywidget),
+// `standalone` for a file. `model` holds the data: see Explorer in nbs/workshop/explorer/views.ipynb. Text reaches
+// the page by textContent only. The files explorer_*.js beside this one stand above it in one ES module.
 
-const ORANGE = "#e69f00";
-const STYLE = `
-.bta { --ink: #1b1b1b; --soft: #5f5f5f; --line: #c9c9c9; box-sizing: border-box; max-width: 980px;
-  padding: 14px; border: 1px solid var(--line); border-radius: 8px; background: #fff; color: var(--ink);
-  font: 14px/1.45 system-ui, sans-serif; color-scheme: light; }
-.bta * { box-sizing: border-box; }
-.bta-bar { display: flex; flex-wrap: wrap; gap: 8px 14px; align-items: end; margin-bottom: 12px; }
-.bta label { display: grid; gap: 2px; font-size: 12px; color: var(--soft); }
-.bta-break { flex-basis: 100%; height: 0; }
-.bta .bta-caption { flex: 1 1 240px; }
-.bta select, .bta input, .bta button { font: inherit; font-size: 14px; height: 32px; padding: 0 8px;
-  color: var(--ink); background: #fff; border: 1px solid #8c8c8c; border-radius: 5px; }
-.bta input { width: 100%; }
-.bta button { cursor: pointer; min-width: 74px; }
-.bta button:hover { background: #f0f0f0; }
-.bta :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
-.bta-info { display: flex; gap: 14px; justify-content: space-between; align-items: end; flex-basis: 100%;
-  min-height: 1.45em; }
-.bta-note { margin: 0; overflow-wrap: anywhere; }
-.bta-scale { display: flex; gap: 6px; align-items: center; font-size: 12px; color: var(--soft);
-  white-space: nowrap; }
-.bta-scale[hidden] { display: none; }
-.bta-scale i { width: 110px; height: 10px; border-radius: 3px; }
-.bta-stage { display: grid; grid-template-columns: minmax(180px, 320px) 1fr; gap: 16px; padding: 4px;
-  border-radius: 5px; align-items: start; }
-@media (max-width: 620px) { .bta-stage { grid-template-columns: 1fr; } }
-.bta canvas { display: block; width: 100%; height: auto; border-radius: 3px; cursor: crosshair;
-  touch-action: none; }
-.bta .bta-screen { position: sticky; top: 8px; }
-.bta-strip { display: grid; grid-template-columns: repeat(var(--across), 1fr); gap: 8px; }
-.bta-frame { padding: 3px; border: 2px solid transparent; border-radius: 6px; }
-.bta-frame[data-now] { border-color: ${ORANGE}; }
-.bta-share { display: flex; justify-content: space-between; font-size: 12px; margin-top: 3px; }
-.bta-share span { color: var(--soft); }
-.bta-gauge { height: 6px; background: #e4e4e4; border-radius: 3px; overflow: hidden; }
-.bta-gauge div { height: 100%; background: #0072b2; }
-.bta-said { margin: 12px 0 0; min-height: 2.9em; font-variant-numeric: tabular-nums; }
-.bta-keys { margin: 2px 0 0; font-size: 12px; color: var(--soft); }`;
-
-function make(tag, { parent, text, ...attributes } = {}) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  parent?.append(element);
-  return element;
-}
-
-const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-const percent = (share) => `${Math.round(100 * share)}%`;
-
-function labelled(parent, name, element, kind = "") {
-  const label = make("label", { parent, class: kind });
-  make("span", { parent: label, text: name });
-  element.setAttribute("aria-label", name);
-  label.append(element);
-  return element;
-}
-
-function choice(parent, name, options) {
-  const select = labelled(parent, name, make("select"));
-  options.forEach(([value, text]) => make("option", { parent: select, value, text }));
-  return select;
-}
-
-function render({ model, el }) {
-  const { frames, rows, columns, layers, heads, width, height, fps, captions, held } =
-    model.get("info");
-  const patches = rows * columns;
-  const place = { frame: 0, row: Math.floor(rows / 2), column: Math.floor(columns / 2) };
-  let film = null;
-  let playing = null;
-
-  // ---- what is on the page
+function begin(model, el) {
+  const info = model.get("info");
   make("style", { parent: el, text: STYLE });
-  const root = make("section", { parent: el, class: "bta", "aria-label": "Attention over time" });
-  const bar = make("div", { parent: root, class: "bta-bar" });
-  const range = (n, name) => Array.from({ length: n }, (_, i) => [i, `${name} ${i + 1}`]);
-  const layer = choice(bar, "Layer", range(layers, "layer"));
-  const head = choice(bar, "Head", [[0, "all, mean"], ...range(heads, "head").map(([i, t]) => [i + 1, t])]);
-  const show = choice(bar, "Colour", [
-    ["clip", "the clip"],
-    ["received", "attention received"],
-    ["relevance", "relevance of the caption"],
-  ]);
-  const play = make("button", { parent: bar, type: "button", text: "▶ Play" });
-  make("div", { parent: bar, class: "bta-break" });
-  const box = make("input", { type: "text", placeholder: "what happens here? press Enter" });
-  const caption = labelled(bar, "Caption", box, "bta-caption");
-  const ask = make("button", { parent: bar, type: "button", text: "Show" });
-  const info = make("div", { parent: bar, class: "bta-info" });
-  const note = make("p", { parent: info, class: "bta-note", role: "status" });
-  const scale = make("div", { parent: info, class: "bta-scale", hidden: "" });
-  make("span", { parent: scale, text: "nothing" });
-  const ramp = make("i", { parent: scale });
-  make("span", { parent: scale, text: "hottest patch" });
-  const stage = make("div", {
-    parent: root,
-    class: "bta-stage",
-    tabindex: 0,
-    role: "application",
-    "aria-label": "Patches: arrow keys move, Page Up and Page Down change the frame",
-  });
-  const screen = make("canvas", { parent: stage, class: "bta-screen" });
-  const across = `--across: ${frames <= 8 ? Math.min(frames, 4) : frames <= 18 ? 6 : 8}`;
-  const strip = make("div", { parent: stage, class: "bta-strip", style: across });
-  const cells = Array.from({ length: frames }, (_, i) => {
-    const cell = make("div", { parent: strip, class: "bta-frame" });
-    const canvas = make("canvas", { parent: cell });
-    const line = make("div", { parent: cell, class: "bta-share" });
-    make("span", { parent: line, text: i + 1 });
-    const share = make("b", { parent: line });
-    const gauge = make("div", { parent: make("div", { parent: cell, class: "bta-gauge" }) });
-    return { cell, canvas, share, gauge };
-  });
-  const said = make("p", { parent: root, class: "bta-said", "aria-live": "polite" });
-  make("p", {
-    parent: root,
-    class: "bta-keys",
-    text:
-      "Point at a patch, or press Tab until the frames have a blue ring and use the arrow keys; " +
-      "Page Up and Page Down change the frame, Space plays.",
-  });
-  if (captions.length) {
-    const list = make("datalist", { parent: root, id: `bta-${Math.random().toString(36).slice(2)}` });
-    captions.forEach((value) => make("option", { parent: list, value }));
-    caption.setAttribute("list", list.id);
-  }
+  const root = make("section", { parent: el, class: "bta", "aria-label": info.title });
+  const state = { frame: 0, row: Math.floor(info.rows / 2), column: Math.floor(info.columns / 2), pinned: false };
+  Object.assign(state, { colour: "clip", side: "at", compare: "none", opacity: 0.85, grid: false, cut: null, lane: 0 });
+  const none = () => ({ caption: "", note: "", effects: null, top: 0, heat: new Uint8Array(0) });
+  const view = { model, info, root, state, on: {}, answers: [none(), none()], none, film: null, playing: null };
+  view.part = (name, element) => (element.hidden = info.parts.length > 0 && !info.parts.includes(name));
+  view.numbers = numbers(view);
+  view.colours = bytes(model.get("colours"));
+  const makers = [makeHead, makeControls, makePlayer, makeCaptions, makeInfo, makeStage, makeOverview, makeBars, makeExports];
+  makers.forEach((maker) => maker(view));
+  return view;
+}
 
-  // ---- numbers
-  const weight = (from, to) => {
-    const patch = place.row * columns + place.column;
-    const stored = bytes(model.get("weights"))[(patch * frames + from) * frames + to];
-    return (stored / 255) * model.get("weights_top");
-  };
-  function received() {
-    const weights = bytes(model.get("weights"));
-    const sums = new Float32Array(frames * patches);
-    for (let patch = 0; patch < patches; patch++)
-      for (let from = 0; from < frames; from++)
-        for (let to = 0; to < frames; to++)
-          sums[to * patches + patch] += weights[(patch * frames + from) * frames + to];
-    return sums;
-  }
-  function heats() {
-    // shares of the hottest patch (frames, patches), or null for the clip as it is
-    if (show.value === "clip") return null;
-    const values = show.value === "received" ? received() : bytes(model.get("heat"));
-    if (!values.length) return null;
-    const top = values.reduce((a, b) => Math.max(a, b), 0) || 1;
-    return Float32Array.from(values, (v) => v / top);
-  }
-  let heat = null;
+// ---- telling
 
-  // ---- drawing
-  function heatImage(frame) {
-    const image = new ImageData(columns, rows);
-    for (let patch = 0; patch < patches; patch++) {
-      const share = heat[frame * patches + patch];
-      const colour = 3 * Math.round(255 * share);
-      image.data.set(colours.subarray(colour, colour + 3), 4 * patch);
-      image.data[4 * patch + 3] = 255 * (0.2 + 0.65 * share);
-    }
-    const small = make("canvas", { width: columns, height: rows });
-    small.getContext("2d").putImageData(image, 0, 0);
-    return small;
-  }
-  function paint(canvas, frame, wide) {
-    const high = Math.round((wide * height) / width);
-    if (canvas.width !== wide) [canvas.width, canvas.height] = [wide, high];
-    const brush = canvas.getContext("2d");
-    const from = [(frame % 8) * width, Math.floor(frame / 8) * height, width, height];
-    brush.drawImage(film, ...from, 0, 0, wide, high); // eight frames in a row of the film
-    if (heat) {
-      brush.globalCompositeOperation = "saturation";
-      brush.fillStyle = "black";
-      brush.fillRect(0, 0, wide, high);
-      brush.globalCompositeOperation = "source-over";
-      brush.fillStyle = "rgb(255 255 255 / 25%)"; // heat must show on dark frames too
-      brush.fillRect(0, 0, wide, high);
-      brush.drawImage(heatImage(frame), 0, 0, wide, high);
-    }
-    const box = [(place.column * wide) / columns, (place.row * high) / rows, wide / columns, high / rows];
-    const here = frame === place.frame;
-    const thick = Math.max(1.5, wide / 110) * (here ? 1.5 : 1);
-    for (const [colour, line] of [["black", thick + 2], [here ? ORANGE : "white", thick]]) {
-      brush.strokeStyle = colour;
-      brush.lineWidth = line;
-      brush.strokeRect(...box);
-    }
-  }
-  function tell(shares) {
-    const order = shares.map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]);
-    const most = order.slice(0, 3).map(([share, i]) => `frame ${i + 1} ${percent(share)}`);
-    const where = `Row ${place.row + 1}, column ${place.column + 1} of frame ${place.frame + 1}`;
-    let text = `${where} looks at ${most.join(", ")}.`;
-    if (heat && show.value === "relevance") {
-      const own = heat[place.frame * patches + place.row * columns + place.column];
-      text += ` Its relevance is ${own.toFixed(2)} of the hottest patch's.`;
-    }
-    if (said.textContent !== text) said.textContent = text;
-  }
-  function draw() {
-    if (!film || !model.get("weights").byteLength) return;
-    const shares = cells.map((_, i) => weight(place.frame, i));
-    const top = Math.max(...shares) || 1;
-    paint(screen, place.frame, 640);
-    cells.forEach(({ cell, canvas, share, gauge }, i) => {
-      paint(canvas, i, 220);
-      share.textContent = percent(shares[i]);
-      gauge.style.width = percent(shares[i] / top);
-      cell.toggleAttribute("data-now", i === place.frame);
-    });
-    tell(shares);
-  }
-  function redraw() {
-    heat = heats();
-    scale.hidden = !heat;
-    draw();
-  }
+const called = (state) => `layer ${state.layer + 1}, ${state.head ? `head ${state.head}` : "mean over heads"}`;
 
-  // ---- mouse and keyboard
-  function point(event, canvas, frame) {
-    const box = canvas.getBoundingClientRect();
-    const at = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
-    place.column = at((event.clientX - box.left) / box.width, columns);
-    place.row = at((event.clientY - box.top) / box.height, rows);
-    place.frame = frame;
-    draw();
+function sentence({ state, lanes, info, numbers }) {
+  const where = `Row ${state.row + 1}, column ${state.column + 1} of frame ${state.frame + 1}`;
+  const verb = state.side === "at" ? "looks at" : "is looked at by";
+  const most = (lane) =>
+    lane.shares().map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]).slice(0, 3)
+      .map(([share, i]) => `frame ${numbers.frameIn(lane.clip, i) + 1} ${percent(share)}`).join(", ");
+  const other = state.compare === "clip" ? ` In ${info.clips[1]}: ${most(lanes[1])}.` : "";
+  return `${where} ${verb} ${most(lanes[0])}.${other}`;
+}
+
+function heatSentence({ state, lanes, numbers }) {
+  const { values } = lanes[state.lane];
+  if (!values) return "";
+  const own = values[state.frame * numbers.patches + numbers.patch()];
+  if (state.colour === "spatial") return ` Its part of spatial attention: ${rounded(100 * own)}%.`;
+  return ` Its ${state.colour === "received" ? "attention received" : "relevance"}: ${rounded(own)}.`;
+}
+
+function tell(view, aloud) {
+  const text = sentence(view) + heatSentence(view);
+  if (view.on.said.textContent !== text) view.on.said.textContent = text;
+  if (aloud) view.on.aloud.textContent = text; // a screen reader hears the keyboard, not the mouse
+}
+
+function sayWhatIsMissing({ on, state, lanes, info }) {
+  const missing = state.colour === "relevance" && !lanes[state.lane].values;
+  const untrained = info.trained && state.frame >= info.trained;
+  const why = missing ? "No caption, no relevance: write one above and press Enter." : "";
+  const noise = untrained ? `Frame ${state.frame + 1} is beyond the ${info.trained} frames of training: noise.` : "";
+  on.over.textContent = [why, noise].filter(Boolean).join(" ");
+  on.over.hidden = !on.over.textContent;
+}
+
+// ---- drawing
+
+function drawScales(view) {
+  const { on, state, lanes, top } = view;
+  const known = state.colour in UNITS;
+  on.unit.textContent = known ? `Colour: ${UNITS[state.colour][2]}.` : "";
+  for (const { box, low, ramp, high, signed } of on.scales) {
+    box.hidden = !known || !lanes.some((lane) => lane.values && lane.signed === signed);
+    if (box.hidden) continue;
+    const [least, most] = UNITS[state.colour];
+    paintScale(view, ramp, signed);
+    low.textContent = signed ? `A − B: −${most(top)}` : least;
+    high.textContent = signed ? `+${most(top)}` : most(top);
+    box.setAttribute("aria-label", `Colours from ${low.textContent} to ${high.textContent}`);
   }
-  for (const kind of ["pointermove", "pointerdown"]) {
-    screen.addEventListener(kind, (event) => point(event, screen, place.frame));
-    cells.forEach(({ canvas }, i) => canvas.addEventListener(kind, (event) => point(event, canvas, i)));
+}
+
+function gaugeOf(share, signed) {
+  if (!signed) return [0, within(share, 2)]; // full at 100%
+  return share < 0 ? [0.5 + share / 2, -share / 2] : [0.5, share / 2];
+}
+
+function drawCell(view, lane, value, { cell, canvas, share, gauge, frame }) {
+  paint(view, canvas, lane, frame, view.state.grid);
+  const [left, width] = gaugeOf(value, lane.signed);
+  share.textContent = lane.signed ? points(value) : percent(value);
+  Object.assign(gauge.style, { left: `${100 * left}%`, width: `${100 * width}%` });
+  cell.toggleAttribute("data-now", frame === view.state.frame);
+}
+
+function drawLane(view, row, lane) {
+  const { info, state } = view;
+  row.name.textContent = view.lanes.length > 1 ? lane.name : "";
+  const shares = lane.shares();
+  row.cells.forEach((cell, i) => drawCell(view, lane, shares[i], cell));
+  const top = largest(range(info.frames ** 2).map((i) => lane.matrix(Math.floor(i / info.frames), i % info.frames)));
+  matrixPicture(row.time.canvas, info.frames, (i, j) => lane.matrix(i, j) / (top || 1), lane.signed ? null : view.viridis);
+  const what = lane.signed ? `−${percent(top)} (blue) to +${percent(top)} (orange)` : `0% (dark) to ${percent(top)} (yellow)`;
+  const text = `This patch through time: frame that looks (down), frame it looks at (across). ${what}.`;
+  row.time.text.textContent = view.lanes.length > 1 ? `${lane.name.split(":")[0].split(",")[0]}: ${what}.` : text;
+  row.time.canvas.setAttribute("aria-label", `${text} Frame ${state.frame + 1} is marked in the strip.`);
+}
+
+function draw(view, aloud = false) {
+  const { on, state, lanes, model } = view;
+  if (!view.film || !lanes || !model.get("weights").byteLength) return;
+  paint(view, on.screen, lanes[state.lane], state.frame, true);
+  on.rows.forEach((row, i) => drawLane(view, row, lanes[i]));
+  tell(view, aloud);
+  sayWhatIsMissing(view);
+  on.pin.setAttribute("aria-pressed", state.pinned);
+  on.pin.textContent = state.pinned ? "Free the patch" : "Pin the patch";
+  view.changed();
+}
+
+function drawMeaning({ on, state }) {
+  const where = "at its own place in each frame";
+  on.means.textContent =
+    state.side === "at"
+      ? `How the chosen patch shares out its temporal attention ${where}, ${called(state)}: a bar is full at 100%, all frames together make 100%.`
+      : `How much of its temporal attention the patch gives the chosen frame, ${where}, ${called(state)}: each frame has 100% of its own, where its bar is full.`;
+}
+
+function redraw(view) {
+  const { on, state } = view;
+  view.lanes = view.numbers.lanes();
+  state.lane = within(state.lane, view.lanes.length);
+  if (on.rows?.length !== view.lanes.length) {
+    makeLanes(view, view.lanes);
+    wireLanes(view);
   }
-  const steps = {
-    ArrowUp: ["row", -1, rows],
-    ArrowDown: ["row", 1, rows],
-    ArrowLeft: ["column", -1, columns],
-    ArrowRight: ["column", 1, columns],
-    PageUp: ["frame", -1, frames],
-    PageDown: ["frame", 1, frames],
-  };
-  stage.addEventListener("keydown", (event) => {
-    if (event.key === " ") toggle();
-    else if (event.key in steps) {
-      const [axis, step, count] = steps[event.key];
-      place[axis] = Math.min(count - 1, Math.max(0, place[axis] + step));
-      draw();
-    } else return;
-    event.preventDefault();
-    event.stopPropagation(); // the notebook has uses of its own for these keys
+  view.top = view.numbers.scale(view.lanes);
+  drawScales(view);
+  drawMeaning(view);
+  drawOverview(view);
+  drawBars(view);
+  draw(view);
+}
+
+function drawOverview(view) {
+  const { on, info, model, state } = view;
+  const [values, t] = [bytes(model.get("overview")), info.frames];
+  for (const { tile, button, canvas, box, layer, head } of on.tiles) {
+    const at = (layer * (info.heads + 1) + head) * t * t;
+    matrixPicture(canvas, t, (i, j) => values[at + i * t + j] / 255, view.viridis);
+    button.setAttribute("aria-pressed", layer === state.layer && head === state.head);
+    button.disabled = Boolean(info.held) && !info.held.includes(`${layer}/${head}`);
+    if (button.disabled) button.title = "This map had no space in the file.";
+    const cut = state.cut?.head === head && state.cut.layer === layer;
+    tile.toggleAttribute("data-cut", cut);
+    if (box) box.checked = !cut;
+  }
+  const first = info.clips.length > 1 ? ` Of ${info.clips[0]}.` : "";
+  const ticks = info.effects ? " Untick a head or a frame, and see what the captions lose." : "";
+  on.mapMeans.textContent =
+    `The mean over patches: frame that looks (down), frame it looks at (across), dark 0% to yellow ${percent(info.overview_top)}; ` +
+    `the same scale for all. Click to choose.${first}${ticks}`;
+}
+
+// ---- captions as bars
+
+function rowsOfBars({ info, answers }) {
+  const found = new Map(Object.entries(info.known));
+  answers.forEach(({ caption, effects }) => effects && found.set(caption, effects));
+  const rows = [...found].map(([caption, effects]) => ({ caption, effects }));
+  return rows.sort((a, b) => b.effects[0][0] - a.effects[0][0]).slice(0, 10);
+}
+
+function oneBar(view, cell, effects, clip) {
+  const { numbers, state } = view;
+  const [before, now] = [numbers.cosine(effects, clip, null), numbers.cosine(effects, clip, state.cut)];
+  const gauge = make("div", { parent: cell, class: clip ? "bta-gauge bta-second" : "bta-gauge" });
+  make("div", { parent: gauge, style: `width: ${100 * Math.max(0, now)}%` });
+  if (state.cut) make("div", { parent: gauge, class: "bta-before", style: `left: ${100 * Math.max(0, before)}%` });
+  const shown = (value) => value.toFixed(2).replace("-", "−");
+  return state.cut ? `${shown(before)} → ${shown(now)}` : shown(now);
+}
+
+function drawBars(view) {
+  const { on, info, state, answers } = view;
+  const clips = range(state.compare === "clip" ? 2 : 1);
+  const focused = [...on.bars.querySelectorAll("button")].indexOf(document.activeElement);
+  on.bars.replaceChildren();
+  for (const { caption, effects } of rowsOfBars(view)) {
+    const button = make("button", { parent: on.bars, type: "button", text: caption });
+    button.setAttribute("aria-pressed", answers.some((answer) => answer.caption === caption));
+    button.addEventListener("click", () => ask(view, 0, caption));
+    const cell = make("div", { parent: on.bars });
+    const texts = clips.map((clip) => oneBar(view, cell, effects, clip));
+    make("b", { parent: on.bars, text: texts.join(" | ") });
+  }
+  on.bars.querySelectorAll("button")[focused]?.focus();
+  const both = clips.length > 1 ? ` Above ${info.clips[0]}, below ${info.clips[1]}.` : "";
+  on.barMeans.textContent = `Cosine of the clip and each caption: a bar is full at 1 and empty at 0 or less.${both} Click one to see its relevance.`;
+  on.computed.textContent = info.effects ? whatWasCut(view) : "";
+}
+
+function whatWasCut({ info, state: { cut } }) {
+  if (!cut) return info.effects;
+  const head = `Layer ${cut.layer + 1}, head ${cut.head} hands on nothing.`;
+  const frame = `Nobody attends to frame ${cut.frame + 1} through time, in all layers and heads.`;
+  return `${cut.head ? head : frame} The thin line is the cosine before. ${info.effects}`;
+}
+
+function markFrames({ on, state }) {
+  on.frameTicks.forEach((box, i) => {
+    box.checked = state.cut?.frame !== i;
+    box.closest(".bta-frame").toggleAttribute("data-cut", !box.checked);
   });
-  function toggle() {
-    if (playing) clearInterval(playing);
-    playing = playing
-      ? null
-      : setInterval(() => {
-          place.frame = (place.frame + 1) % frames;
-          draw();
-        }, 1000 / fps);
-    play.textContent = playing ? "⏸ Pause" : "▶ Play";
-  }
-  play.addEventListener("click", toggle);
+}
 
-  // ---- to and from Python
-  function limit() {
-    if (!held) return; // a notebook has every head
-    [...head.options].forEach((o) => (o.disabled = !held.includes(`${layer.value}/${o.value}`)));
-    if (head.selectedOptions[0].disabled) head.value = 0;
-  }
-  function choose() {
-    limit();
-    model.set("layer", Number(layer.value));
-    model.set("head", Number(head.value));
-    model.save_changes();
-  }
-  function submit() {
-    model.set("caption", caption.value);
-    model.save_changes();
-  }
-  layer.addEventListener("change", choose);
-  head.addEventListener("change", choose);
-  show.addEventListener("change", redraw);
-  ask.addEventListener("click", submit);
-  caption.addEventListener("keydown", (event) => {
+function cutOut(view, cut, box) {
+  view.state.cut = box.checked ? null : cut; // one at a time: effects of several do not add up
+  markFrames(view);
+  drawOverview(view);
+  drawBars(view);
+  view.changed();
+}
+
+// ---- mouse, touch and keyboard
+
+function placeUnder(view, event, canvas) {
+  const box = canvas.getBoundingClientRect();
+  const at = (share, count) => within(Math.floor(share * count), count);
+  const row = at((event.clientY - box.top) / box.height, view.info.rows);
+  return { row, column: at((event.clientX - box.left) / box.width, view.info.columns) };
+}
+
+function point(view, event, canvas, frame, lane) {
+  if (view.state.pinned || event.pointerType === "touch") return;
+  goTo(view, { ...placeUnder(view, event, canvas), frame, lane });
+}
+
+function pin(view, event, canvas, frame, lane) {
+  const { state } = view;
+  const place = { ...placeUnder(view, event, canvas), frame, lane };
+  const again = state.pinned && Object.entries(place).every(([name, value]) => state[name] === value);
+  state.pinned = !again;
+  goTo(view, place);
+}
+
+function goTo(view, place, aloud = false) {
+  Object.assign(view.state, place);
+  draw(view, aloud);
+}
+
+function free(view) {
+  view.state.pinned = false;
+  draw(view);
+}
+
+function wireCanvas(view, canvas, frame, lane) {
+  canvas.addEventListener("pointermove", (event) => point(view, event, canvas, frame(), lane()));
+  canvas.addEventListener("click", (event) => pin(view, event, canvas, frame(), lane()));
+}
+
+function wireLanes(view) {
+  view.on.rows.forEach(({ cells }, lane) =>
+    cells.forEach(({ canvas, frame }) => wireCanvas(view, canvas, () => frame, () => lane)),
+  );
+  view.on.frameTicks.forEach((box, frame) =>
+    box.addEventListener("change", () => cutOut(view, { frame }, box)),
+  );
+  markFrames(view);
+}
+
+function steps({ frames, rows, columns }) {
+  const up = { ArrowUp: ["row", -1, rows], ArrowLeft: ["column", -1, columns], PageUp: ["frame", -1, frames] };
+  const down = { ArrowDown: ["row", 1, rows], ArrowRight: ["column", 1, columns], PageDown: ["frame", 1, frames] };
+  return { ...up, ...down };
+}
+
+function pressed(view, event) {
+  const { state, info, on } = view;
+  const known = steps(info);
+  if (event.target !== on.stage) return; // a tick among the frames has keys of its own
+  if (event.key === " ") toggle(view);
+  else if (event.key === "Enter") {
+    state.pinned = !state.pinned;
+    draw(view, true);
+  } else if (event.key in known) {
+    const [axis, step, count] = known[event.key];
+    state.pinned = true; // what the keyboard chose stays when the mouse moves
+    goTo(view, { [axis]: within(state[axis] + step, count) }, true);
+  } else return;
+  event.preventDefault();
+  event.stopPropagation(); // the notebook has uses of its own for these keys
+}
+
+function toggle(view) {
+  if (view.playing) clearInterval(view.playing);
+  const next = () => goTo(view, { frame: (view.state.frame + 1) % view.info.frames });
+  view.playing = view.playing ? null : setInterval(next, 1000 / view.info.fps);
+  view.on.play.textContent = view.playing ? "⏸ Pause" : "▶ Play";
+}
+
+// ---- to and from Python, or what stands in a file
+
+function limit({ on, info }) {
+  if (!info.held) return; // a notebook has every head
+  [...on.head.options].forEach((o) => (o.disabled = !info.held.includes(`${on.layer.value}/${o.value}`)));
+  if (on.head.selectedOptions[0].disabled) on.head.value = 0;
+}
+
+function choose(view) {
+  const { on, state, model } = view;
+  limit(view);
+  Object.assign(state, { layer: Number(on.layer.value), head: Number(on.head.value) });
+  model.set("layer", state.layer);
+  model.set("head", state.head);
+  model.save_changes();
+}
+
+function pick(view, layer, head) {
+  view.on.layer.value = layer;
+  limit(view);
+  view.on.head.value = head;
+  choose(view);
+}
+
+function ask(view, slot, caption) {
+  view.on.captions[slot].value = caption;
+  view.model.set("question", { slot, caption });
+  view.model.save_changes();
+}
+
+function askAll(view) {
+  const slots = view.state.compare === "caption" ? [0, 1] : [0];
+  slots.forEach((slot) => view.on.captions[slot].value !== view.answers[slot].caption && ask(view, slot, view.on.captions[slot].value));
+}
+
+function hear(view) {
+  const { model, answers, on } = view;
+  const answer = model.get("answer");
+  if (!answer.note) return;
+  answers[answer.slot] = { ...view.none(), ...answer, heat: bytes(model.get("heat")).slice() };
+  if (answers[answer.slot].heat.length) view.state.colour = on.colour.value = "relevance";
+  on.note.textContent = answers.map(({ note }) => note).filter(Boolean).join(" ");
+  redraw(view);
+}
+
+function settle(view) {
+  const { on, state } = view;
+  Object.assign(state, { colour: on.colour.value, side: on.side.value, compare: on.compare.value });
+  Object.assign(state, { opacity: on.opacity.value / 100, grid: on.grid.checked });
+  on.captions[1].parentElement.hidden = state.compare !== "caption";
+  redraw(view);
+}
+
+function wire(view) {
+  const { on, model } = view;
+  on.layer.addEventListener("change", () => choose(view));
+  on.head.addEventListener("change", () => choose(view));
+  for (const name of ["colour", "side", "compare", "grid"]) on[name].addEventListener("change", () => settle(view));
+  on.opacity.addEventListener("input", () => settle(view));
+  on.play.addEventListener("click", () => toggle(view));
+  on.pin.addEventListener("click", () => (view.state.pinned ? free(view) : goTo(view, { pinned: true })));
+  on.ask.addEventListener("click", () => askAll(view));
+  on.captions.forEach((box) => box.addEventListener("keydown", (event) => {
     event.stopPropagation();
-    if (event.key === "Enter") submit();
+    if (event.key === "Enter") askAll(view);
+  }));
+  on.tiles.forEach(({ button, box, layer, head }) => {
+    button.addEventListener("click", () => pick(view, layer, head));
+    box?.addEventListener("change", () => cutOut(view, { layer, head }, box));
   });
-  const heard = {
-    "change:weights": redraw,
-    "change:heat": () => {
-      if (bytes(model.get("heat")).length) show.value = "relevance";
-      redraw();
-    },
-    "change:note": () => (note.textContent = model.get("note")),
-  };
-  for (const [name, call] of Object.entries(heard)) model.on(name, call);
+  on.stage.addEventListener("keydown", (event) => pressed(view, event));
+  view.root.addEventListener("keydown", (event) => event.key === "Escape" && free(view));
+  wireCanvas(view, on.screen, () => view.state.frame, () => view.state.lane);
+  wireExports(view);
+}
 
-  const colours = bytes(model.get("colours"));
-  const stops = [0, 36, 73, 109, 146, 182, 219, 255].map((i) => `rgb(${colours.subarray(3 * i, 3 * i + 3)})`);
-  ramp.style.background = `linear-gradient(to right, ${stops})`;
-  caption.value = model.get("caption");
-  layer.value = model.get("layer");
-  head.value = model.get("head");
-  note.textContent = model.get("note");
-  if (bytes(model.get("heat")).length) show.value = "relevance";
-  limit();
-  createImageBitmap(new Blob([bytes(model.get("film"))], { type: "image/webp" })).then((image) => {
-    film = image;
-    redraw();
+// ---- what is taken along
+
+function linesOfSheet(view) {
+  const { info, state, on, answers } = view;
+  const asked = state.colour === "relevance" ? answers.map(({ note }) => note).filter(Boolean) : [];
+  return [info.title, `${called(state)}. ${on.said.textContent}`, on.unit.textContent, ...asked].filter(Boolean);
+}
+
+function sheet(view) {
+  const lanes = view.lanes.map((lane, at) => {
+    const shares = lane.shares();
+    const label = (i) => `frame ${view.numbers.frameIn(lane.clip, i) + 1}`;
+    const share = (i) => (lane.signed ? points(shares[i]) : percent(shares[i]));
+    const frame = ({ canvas }, i) => ({ canvas, label: label(i), share: share(i), part: gaugeOf(shares[i], lane.signed) });
+    return { name: lane.name, frames: view.on.rows[at].cells.map(frame) };
   });
-  return () => {
-    if (playing) clearInterval(playing);
+  const there = view.on.scales.filter(({ box }) => !box.hidden);
+  const scales = there.map(({ low, ramp, high }) => ({ canvas: ramp, low: low.textContent, high: high.textContent }));
+  return sheetOf(linesOfSheet(view), lanes, scales);
+}
+
+function table(view) {
+  const { info, state, lanes, numbers } = view;
+  const names = ["lane", "layer", "head", "row", "column", "chosen frame", "frame", state.side === "at" ? "looks at" : "is looked at by", state.colour];
+  const facts = [state.layer + 1, state.head || "mean", state.row + 1, state.column + 1, state.frame + 1];
+  const rows = lanes.flatMap((lane) =>
+    lane.shares().map((share, i) => {
+      const heat = lane.values ? lane.values[i * numbers.patches + numbers.patch()] : "";
+      return [lane.name, ...facts, numbers.frameIn(lane.clip, i) + 1, share, heat];
+    }),
+  );
+  return [names, ...rows].map((row) => row.map(cellOf).join(",")).join("\n") + "\n";
+}
+
+function wireExports(view) {
+  const { on } = view;
+  on.SVG.addEventListener("click", () => download("attention.svg", svgAddress(sheet(view))));
+  on.PNG.addEventListener("click", () => pngOf(sheet(view), (address) => download("attention.png", address)));
+  on.CSV.addEventListener("click", () => download("attention.csv", `data:text/csv;charset=utf-8,${encodeURIComponent(table(view))}`));
+}
+
+// ---- the whole
+
+function start(view) {
+  const { on, model } = view;
+  on.layer.value = model.get("layer");
+  on.head.value = model.get("head");
+  view.state.layer = Number(on.layer.value);
+  view.state.head = Number(on.head.value);
+  limit(view);
+  wire(view);
+  return createImageBitmap(new Blob([bytes(model.get("film"))], { type: "image/webp" })).then((image) => {
+    view.film = image;
+    settle(view);
+    hear(view);
+  });
+}
+
+function render({ model, el, changed = () => {} }) {
+  const view = begin(model, el);
+  view.changed = () => changed(view);
+  view.viridis = bytes(model.get("viridis"));
+  const heard = { "change:weights": () => redraw(view), "change:answer": () => hear(view) };
+  for (const [name, call] of Object.entries(heard)) model.on(name, call);
+  view.ready = start(view);
+  const watch = new ResizeObserver(() => draw(view));
+  watch.observe(view.root);
+  const leave = () => {
+    if (view.playing) clearInterval(view.playing);
+    watch.disconnect();
     for (const [name, call] of Object.entries(heard)) model.off(name, call);
   };
+  return Object.assign(leave, { view });
 }
 
 // What Python does in a notebook, from maps that a file carries.
 function carried(data) {
   const decode = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
-  const state = { layer: 0, head: 0, caption: "", note: data.note, heat: decode("") };
-  for (const name of ["film", "colours"]) state[name] = decode(data[name]);
-  state.info = data.info;
+  const state = { layer: 0, head: 0, answer: {}, heat: decode(""), info: data.info };
+  for (const name of ["film", "colours", "viridis", "overview"]) state[name] = decode(data[name]);
   const listeners = {};
   function put(values) {
     Object.assign(state, values);
     for (const name of Object.keys(values)) (listeners[`change:${name}`] ?? []).forEach((f) => f());
   }
+  function reply({ slot, caption }) {
+    const found = Object.hasOwn(data.answers, caption) ? data.answers[caption] : null;
+    const unknown = `This file has no map for “${caption}”: choose one of its captions, or type in the notebook.`;
+    const { heat, ...answer } = found ?? { heat: "", note: unknown, top: 0, effects: null };
+    put({ heat: decode(heat), answer: { slot, caption, ...answer } });
+  }
   function answer(name) {
-    if (name === "caption") {
-      const found = Object.hasOwn(data.heats, state.caption) ? data.heats[state.caption] : null;
-      if (found) put({ heat: decode(found.heat), note: found.note });
-      else {
-        const unknown = `This file has no map for “${state.caption}”: `;
-        put({ heat: decode(""), note: `${unknown}choose one of its captions, or type in the notebook.` });
-      }
-    } else {
-      const [weights, top] = data.maps[`${state.layer}/${state.head}`];
-      put({ weights_top: top, weights: decode(weights) });
-    }
+    if (name === "question") return reply(state.question);
+    const [weights, weights_top, spatial, spatial_top] = data.maps[`${state.layer}/${state.head}`];
+    put({ weights_top, spatial: decode(spatial), spatial_top, weights: decode(weights) });
   }
   answer("layer");
   const changed = new Set();
@@ -360,8 +481,57 @@ function carried(data) {
   };
 }
 
+// The state of a file in its address, so that a link opens what is seen.
+function linkOf({ state, answers }) {
+  const { layer, head, frame, row, column, colour, side, compare, grid, cut } = state;
+  const known = { layer: layer + 1, head, frame: frame + 1, row: row + 1, column: column + 1, colour, side, compare };
+  if (state.pinned) known.pin = 1;
+  if (grid) known.grid = 1;
+  if (cut) known.cut = cut.head ? `${cut.layer + 1}.${cut.head}` : cut.frame + 1;
+  answers.forEach(({ caption }, i) => caption && (known[i ? "against" : "caption"] = caption));
+  return `#${new URLSearchParams(known)}`;
+}
+
+function cutOf(text, info) {
+  const [first, head] = (text ?? "").split(".").map(Number);
+  if (!info.effects || !Number.isInteger(first) || first < 1) return null;
+  if (head === undefined) return first <= info.frames ? { frame: first - 1 } : null;
+  return first <= info.layers && head >= 1 && head <= info.heads ? { layer: first - 1, head } : null;
+}
+
+function openLink(view, link) {
+  const { info, on, state } = view;
+  const asked = new URLSearchParams(link.replace(/^#/, ""));
+  const number = (name, other, count) => within(Math.floor(Number(asked.get(name) ?? other)) || 0, count);
+  for (const [name, count] of [["frame", info.frames], ["row", info.rows], ["column", info.columns]])
+    state[name] = within(number(name, state[name] + 1, count + 1) - 1, count);
+  state.pinned = asked.has("pin");
+  on.grid.checked = asked.has("grid");
+  for (const name of ["colour", "side", "compare"])
+    if ([...on[name].options].some((o) => o.value === asked.get(name))) on[name].value = asked.get(name);
+  pick(view, within(number("layer", 1, info.layers + 1) - 1, info.layers), number("head", 0, info.heads + 1));
+  settle(view);
+  ["caption", "against"].forEach((name, slot) => asked.get(name) && ask(view, slot, asked.get(name)));
+  if ([...on.colour.options].some((o) => o.value === asked.get("colour"))) on.colour.value = asked.get("colour");
+  state.cut = cutOf(asked.get("cut"), info);
+  settle(view); // an answer chose a colour of its own
+  markFrames(view);
+}
+
 export function standalone(el, data) {
-  render({ model: carried(data), el });
+  let opened = false;
+  let waiting = null;
+  const write = (view) => history.replaceState(null, "", linkOf(view));
+  const changed = (view) => {
+    clearTimeout(waiting); // browsers refuse many changes of an address in a short time
+    if (opened) waiting = setTimeout(write, 250, view);
+  };
+  const link = location.hash;
+  const { view } = render({ model: carried(data), el, changed });
+  view.ready.then(() => {
+    if (link) openLink(view, link);
+    opened = true;
+  });
 }
 
 export default { render };
