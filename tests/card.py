@@ -25,6 +25,7 @@ or version gives other bits and the same figures up to noise.
 | `chat/` | what makes SmolLM2 a chat model: LoRA, projectors, tuned adapter | {chat_size} |
 | `results.csv` | retrieval on the test split | |
 | `ablations.csv` | the ablation study, five seeds a row: commands and settings are in its rows | |
+| `level2/clip/` | the next small CLIP, which knows two things as well | {level2_size} |
 
 ## Clips
 
@@ -76,6 +77,18 @@ Figures on the test split, percent, are in `results.csv`, one row for each adapt
 with the command, the hash of the weights and the versions. They were made by
 
 {results_commands}
+
+## Level 2
+
+`level2/clip/` holds the CLIP that will take the place of the one above: it knows pictures of one
+thing and of two. Its adapter and chat model are still to be trained; the lessons, the chat model and
+the study use the one above. An adapter beside it:
+
+    bta-pretrain --level 2 --preset full --steps 1300 --clip data_samples/level2/clip
+
+{clip2_made}
+
+{clip2_figures}
 """
 
 
@@ -112,15 +125,16 @@ def spread(values):
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
+def read_card(folder):
+    """What a command wrote of its run."""
+    return json.loads((SAMPLES / folder / "training.json").read_text())
+
+
 def card():
     """The page."""
-    clip, adapter = (
-        json.loads((SAMPLES / name / "training.json").read_text()) for name in ("clip", "adapter")
-    )
-    chat, seeds = (
-        json.loads((SAMPLES / "chat/training.json").read_text()),
-        seeds_of(SAMPLES / "chat"),
-    )
+    clip, adapter, chat = map(read_card, ("clip", "adapter", "chat"))
+    seeds = seeds_of(SAMPLES / "chat")
+    clip2 = read_card("level2/clip")
     with (SAMPLES / "results.csv").open() as file:
         commands = dict.fromkeys(row["command"] for row in csv.DictReader(file))
     return CARD.format(
@@ -136,6 +150,9 @@ def card():
         chat_seeds=len(seeds),
         chat_figures=table(answers_over_seeds(seeds, spread)),
         results_commands="\n".join("    " + command for command in commands),
+        level2_size=size("level2/clip"),
+        clip2_made=made(clip2),
+        clip2_figures=table([clip2["figures"]]),
     )
 
 

@@ -42,6 +42,7 @@ from .judging import cannot_tell, is_right
 from ..ledger import write_csv
 from ..metrics import interval
 from ..moving_shapes import Scene, gallery, render
+from ..progress import chunks
 
 # %% ../../nbs/workshop/instruct/interview.ipynb #960d7487
 class Item(NamedTuple):
@@ -140,8 +141,7 @@ def said_to(
     turns = [(*item.before, (item.asked.question, "")) for item in items]
     prompts = [tokens_of(tokenizer, form, some, video)[0][:-stop] for some in turns]
     order, said = sorted(range(len(items)), key=lambda i: len(prompts[i])), [""] * len(items)
-    for start in range(0, len(order), chunk):
-        some = order[start : start + chunk]
+    for some in chunks(order, chunk, "answers"):
         clips, asked = tokens[[items[i].clip for i in some]], [prompts[i] for i in some]
         for i, text in zip(some, greedy_texts(model, tokenizer, clips, asked, LONGEST_ANSWER)):
             said[i] = text
