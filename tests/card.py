@@ -81,8 +81,8 @@ with the command, the hash of the weights and the versions. They were made by
 ## Level 2
 
 `level2/clip/` holds the CLIP that will take the place of the one above: it knows pictures of one
-thing and of two. Its adapter and chat model are still to be trained; the lessons, the chat model and
-the study use the one above. An adapter beside it:
+thing and of two. Its adapter and chat model are still to be trained; the lessons, the chat model
+and the study use the one above. An adapter beside it:
 
     bta-pretrain --level 2 --preset full --steps 1300 --clip data_samples/level2/clip
 

@@ -5,11 +5,13 @@ import csv
 import pytest
 from card import card
 
-from bt_adapter.backbone import samples_folder
+from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BTAdapter
 from bt_adapter.moving_shapes import gallery
 from bt_adapter.retrieval import weights_hash
 from bt_adapter.scenes import gallery_scores
+from bt_adapter.small_clip import opposite_cosines, static_recall
+from bt_adapter.twins import twin_cosines
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +49,11 @@ def test_shipped_files_are_small():
 
 def test_the_card_is_made_from_the_files():
     assert (samples_folder() / "README.md").read_text() == card()
+
+
+def test_the_clip_of_level_2_knows_frames_opposites_and_who_does_what():
+    clip = load_clip(samples_folder() / "level2/clip")
+    assert static_recall(clip, 1) >= 0.95
+    assert opposite_cosines(clip, gallery("test", 216)).max() < 0.8
+    twins = twin_cosines(clip, gallery("test", 108, level=2))
+    assert twins["reversed"].mean() < 0.5 and twins["swapped"].mean() < 0.7
