@@ -33,6 +33,7 @@ from bt_adapter.full_length import (
 from bt_adapter.ledger import append_csv, read_csv
 from bt_adapter.paper_order import agreement, orders_once
 from bt_adapter.pretrain import PRESETS
+from bt_adapter.scenes import TWO_FOR_ONE
 from bt_adapter.strategy_figures import FLOWS, token_flow
 from bt_adapter.study_figures import (
     cost_scatter,
@@ -199,7 +200,7 @@ def test_one_command_is_one_run(monkeypatch, capsys, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         *("full_length", "full_length.csv", "full_length.curves.csv", "store")
     }
-    assert len(list((tmp_path / "store").glob("??/*.safetensors"))) == 18 + 9
+    assert len(list((tmp_path / "store").glob("??/*.safetensors"))) == 18 + 9 * TWO_FOR_ONE
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from exercise_cases import Case
 
 HINTS = {
     "least": {"more": "hot or the cool", "less": "Hide them and compare"},
-    "stranger": {"more": "knows more", "less": "Hide them and compare"},
+    "stranger": {"more": "know more", "less": "Hide them and compare"},
 }
 FOUND = {"least": ("least", "chance"), "stranger": ("stranger", "most")}
 
