@@ -108,7 +108,7 @@ LINES = [
     ["ablations", "--csv", f"{HOSTILE}/a.csv"],
     ["gallery", HOSTILE],
     ["timecheck", f"./{HOSTILE}"],
-    ["explore", f"{HOSTILE}.mp4"],
+    ["explore", f"{HOSTILE}.mp4", "-o", f"{HOSTILE}.html"],
     ["timecheck", f"a{HOSTILE}:b", "--pipeline"],
 ]
 

@@ -64,7 +64,7 @@ def page_of_clip(paths: list[Path], adapter: str, words: list[str], frames: int,
     found.title = f"Attention over time in {shown(paths[0].name)}"
     return found, notes(model, words or tested, not all(map(is_sample, paths)))
 
-
+# %% ../../nbs/workshop/cli/explore.ipynb #5e265140
 @app.command()
 def explore(
     clip: options.ClipPath,

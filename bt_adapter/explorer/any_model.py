@@ -87,7 +87,7 @@ def heard(
             model.set_attn_implementation(before)
     return found
 
-
+# %% ../../nbs/workshop/explorer/any_model.ipynb #4df7b748
 def recorded_maps(
     model: nn.Module,  # of transformers
     clip: UInt8[Tensor, "t h w 3"],  # as many frames as the model takes

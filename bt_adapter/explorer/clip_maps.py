@@ -52,7 +52,7 @@ COMPUTED = (
     "nothing), a frame that is unticked is blocked (all attention through time goes to the others)."
 )
 
-
+# %% ../../nbs/workshop/explorer/clip_maps.ipynb #be4571ad
 @dataclass
 class ClipMaps:
     "One clip's attention over time, and what its model says to captions."

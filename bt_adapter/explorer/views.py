@@ -110,7 +110,7 @@ def _of_clip(model: BTAdapter, clip: Tensor, **more) -> Explorer:
     more |= dict(spatial=array(cls_attention(model, frames)), cosines=cosines)
     return Explorer(part, model.clip.grid, maps, of_caption, **more)
 
-
+# %% ../../nbs/workshop/explorer/views.ipynb #7c932d3b
 def _of_maps(maps, clip, other, grid, trained) -> Explorer:
     "The explorer of maps that were recorded elsewhere, or of a model of transformers."
     check_clip(clip)
