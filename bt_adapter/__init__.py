@@ -70,6 +70,7 @@ explorer            the same under the mouse
 chat                an image chat model with the branch plugged in
 instruct            tuning it on questions about clips
 benchmark, gallery  questions, answers and judges
+paraphrases         questions in other words, and how many of the answers are right
 clip_names          which clip an annotation means
 figures             clips, matrices, curves and bars as pictures
 films               clips that move side by side, with words
