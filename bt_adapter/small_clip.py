@@ -315,7 +315,7 @@ def one_wordings(
     said, again = zip(*(said_twice(scene, rng) for scene in scenes))
     return [*said], [*again]
 
-
+# %% ../nbs/workshop/small_clip.ipynb #54b9d9e1
 def two_wordings(
     rng: np.random.Generator,
     backgrounds: Sequence[str],

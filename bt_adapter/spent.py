@@ -57,7 +57,7 @@ def joules(device: torch.device) -> float | None:
 # %% ../nbs/workshop/spent.ipynb #6d7ea9d9
 COST = ("device", "processes", "GPU hours", "CPU hours", "peak GB", "clips seen", "kWh")
 
-
+# %% ../nbs/workshop/spent.ipynb #f59045f6
 class Spent:
     "What a run has cost until now."
 

@@ -320,7 +320,8 @@ def test_a_healthy_reader_is_not_accused(name, clips):
     read, how = HEALTHY[name]
     for some in clips:
         found = timecheck.pipeline(read, clips=some, **how)
-        assert found.ok and "healthy" in str(found), found
+        said = "it has no order" if name == "one" else "healthy"
+        assert found.ok and said in str(found), found
 
 
 @pytest.mark.parametrize("name", FAULTS)
