@@ -203,7 +203,7 @@ PAPER_HOURS = {  # GPU hours of pretraining, text-to-video R@1 on MSR-VTT
     },
 }
 
-
+# %% ../nbs/workshop/study_figures.ipynb #3ae7a11c
 def hours_picture(
     rows: Sequence[dict],  # lines of `bta-evaluate --csv`
     measure: str = "T2V R@1",  # percent
