@@ -170,7 +170,7 @@ def trained(setting: Setting) -> nn.Module:
     "The model of a setting, on the device meta."
     return _trained(setting.same_pass)
 
-
+# %% ../nbs/workshop/memory_plan.ipynb #cf3b6774
 def optimizer_bytes(model: nn.Module, config: PretrainConfig) -> int:
     "AdamW keeps two numbers for each weight, Muon one."
     groups = [group for one in optimizers(model.branch, config) for group in one.param_groups]
@@ -228,7 +228,7 @@ def also_again(layers: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None
         for handle in handles:
             handle.remove()
 
-
+# %% ../nbs/workshop/memory_plan.ipynb #924c2eac
 def half_of(setting: Setting) -> torch.dtype:
     "The type of states that wait."
     return torch.float16 if setting.fast == torch.float16 else torch.bfloat16
@@ -245,7 +245,7 @@ def state_bytes(setting: Setting) -> int:
     "Of the states of one clip, (K + 1, t, 1 + l, d) in half precision."
     return states_of_clip(setting) * setting.config.frames * setting.clip.position.numel() * 2
 
-
+# %% ../nbs/workshop/memory_plan.ipynb #32322f26
 def run_pass(setting: Setting, clips: int, first: bool):
     "Forwards and backwards through what is trained."
     model, config = trained(setting), setting.config
@@ -331,7 +331,7 @@ def waiting_bytes(setting: Setting) -> tuple[int, int]:
         return whole + chunk * chunked, 0
     return (chunk, whole) if chunked or setting.store else (whole, 0)
 
-
+# %% ../nbs/workshop/memory_plan.ipynb #81617e69
 def phases(setting: Setting) -> dict[str, int]:
     "Bytes above the idle process at the peak of each phase of a run."
     terms, config = constant_terms(setting), setting.config
@@ -388,7 +388,7 @@ def _largest_chunk(setting, batch):
         low, high = (middle, high) if good else (low, middle)
     return sizes[low] if low >= 0 else 0
 
-
+# %% ../nbs/workshop/memory_plan.ipynb #9d2af00b
 def pick(setting: Setting) -> Setting:
     "With the largest batch up to that of the recipe, and chunk, that fit. Raises ValueError."
     batch, asked = setting.config.batch, setting.config.chunk
@@ -434,7 +434,7 @@ def processor_rate(dtype: torch.dtype, seconds: float = 0.2) -> float:
         done += 2 * 1024**3
     return done / (time.perf_counter() - start)
 
-
+# %% ../nbs/workshop/memory_plan.ipynb #ff549d8c
 def rates(setting: Setting) -> tuple[float, float] | None:  # of the tower, of the trained part
     "FLOP/s of plain products; None where nothing is known of the device."
     device = setting.device
@@ -483,7 +483,7 @@ def plan_row(setting: Setting, clips: int, new: int) -> dict[str, str]:
         told["host GB"] = f"{away * (1 if found.store else 2) / GB:.2f}"
     return told | dict(minutes=_span(*time_) if time_ else "not known")
 
-
+# %% ../nbs/workshop/memory_plan.ipynb #f4d20edb
 def plan(
     names: Sequence[str],  # of CLIPs
     config: PretrainConfig,
@@ -520,7 +520,7 @@ def plan(
     filled = dict.fromkeys(next(row for row in rows if len(row) > 3), "")
     return [filled | row for row in rows], reasons
 
-
+# %% ../nbs/workshop/memory_plan.ipynb #90b24215
 def planned_device(name: str | None = None) -> Device:
     "By its name as for `find_device`; without one the GPU of this machine, or its processor."
     here = usable_device()

@@ -281,7 +281,7 @@ def examples_of(data: Path, layout: str, clips: Path | None, split: str | None):
     shards = data.is_dir() and layout == "table"
     return Shards(data) if shards else clips_there(read_examples(data, layout, clips, split), data)
 
-
+# %% ../../nbs/workshop/cli/pretrain.ipynb #b08f919b
 def clips_there(examples: list, data: Path) -> list:
     "The same. Raises ValueError where not one clip is a file: a wrong folder, not broken clips."
     if examples and not any(Path(example.path).is_file() for example in examples):
@@ -495,7 +495,7 @@ UNNAMED = (
     "--adapter, or moving-shapes if the model's CLIP is that of Moving Shapes"
 )
 
-
+# %% ../../nbs/workshop/cli/pretrain.ipynb #90f94acd
 @app.command("tune", former={"--data": "--dialogues"})
 def tune(
     model: options.ChatModel,
