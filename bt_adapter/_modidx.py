@@ -865,6 +865,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'bt_adapter/cli/pretrain.py'),
                                          'bt_adapter.cli.pretrain.adapter': ( 'workshop/cli/pretrain.html#adapter',
                                                                               'bt_adapter/cli/pretrain.py'),
+                                         'bt_adapter.cli.pretrain.carry_out': ( 'workshop/cli/pretrain.html#carry_out',
+                                                                                'bt_adapter/cli/pretrain.py'),
                                          'bt_adapter.cli.pretrain.check_clip_weights': ( 'workshop/cli/pretrain.html#check_clip_weights',
                                                                                          'bt_adapter/cli/pretrain.py'),
                                          'bt_adapter.cli.pretrain.check_given': ( 'workshop/cli/pretrain.html#check_given',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'OF_DATA', 'NEEDS', 'NOT_PLANNED', 'BEGUN', 'UNNAMED', 'check_recipe', 'check_given', 'Pretraining', 'tell',
-           'show_settings', 'instead', 'tell_settings', 'adapter', 'tell_if_anew', 'train_on_shapes',
+           'show_settings', 'instead', 'tell_settings', 'adapter', 'carry_out', 'tell_if_anew', 'train_on_shapes',
            'check_clip_weights', 'examples_of', 'clips_there', 'held_out', 'clip_for_device', 'train_on_clips',
            'clips_planned', 'tell_plan', 'shards', 'small_clip', 'instruct', 'Tuning', 'tune', 'main']
 
@@ -227,7 +227,11 @@ def adapter(
     if context.invoked_subcommand or "help" in (setting or ()):
         return instead(context, preset or ("released" if data else "quick"))
     check_given(console.given_options(context))
-    asked = console.made_of(Pretraining, locals(), layout="format")
+    carry_out(console.made_of(Pretraining, locals(), layout="format"))
+
+# %% ../../nbs/workshop/cli/pretrain.ipynb #1071ab0d
+def carry_out(asked: Pretraining):
+    "Tell the plan, or train."
     if asked.plan:
         return tell_plan(asked)
     train_on_clips(asked) if asked.data else train_on_shapes(asked)

@@ -48,6 +48,10 @@ Is this in Europe?
 what is the address of this place
 What does it weigh?
 How heavy is it?
+"""
+
+# %% ../../nbs/workshop/instruct/unanswerable.ipynb #2d52dece
+OUTSIDE_TRAINED += """
 Is it heavier than a brick?
 How many kilograms does it have?
 What does it cost?
@@ -96,6 +100,10 @@ What time of day is it?
 Is it morning or evening?
 What is the weather like?
 Is it raining outside?
+"""
+
+# %% ../../nbs/workshop/instruct/unanswerable.ipynb #dfc0ebf0
+OUTSIDE_TRAINED += """
 Which season is it?
 Who is holding the camera?
 How old is the one who films?
