@@ -8,8 +8,9 @@ __all__ = ['MIB', 'GB', 'TERA', 'GPUS', 'Device', 'this_machine', 'find_device']
 # %% ../nbs/workshop/gpus.ipynb #76921ce1
 import difflib
 import math
-import os
 from typing import NamedTuple
+
+import psutil
 
 # %% ../nbs/workshop/gpus.ipynb #8cd368c0
 class Device(NamedTuple):
@@ -45,8 +46,7 @@ GPUS = {
 # %% ../nbs/workshop/gpus.ipynb #83a782af
 def this_machine() -> Device:
     "The processor and its memory."
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("cpu", memory, gpu=False)
+    return Device("cpu", psutil.virtual_memory().total, gpu=False)
 
 
 def find_device(name: str) -> Device:

@@ -7,12 +7,12 @@ __all__ = ['COST', 'device_name', 'peak_memory', 'joules', 'Spent', 'read_cost']
 
 # %% ../nbs/workshop/spent.ipynb #32ed956d
 import platform
-import resource
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
 
+import psutil
 import torch
 
 from .files import read_json
@@ -37,6 +37,10 @@ def peak_memory(device: torch.device) -> int:
     "Bytes: of tensors on a GPU, of the whole process on a processor. The most until now."
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

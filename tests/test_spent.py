@@ -1,6 +1,8 @@
 """What a run has cost: in its card, added up over its parts, in tables, drawn."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 
@@ -111,3 +113,16 @@ def test_the_picture_has_ours_and_the_papers(tmp_path):
         assert len(theirs.get_xdata()) == len(points) and "the paper's" in theirs.get_label()
     alone = hours_picture(rows[:1]).axes[0]
     assert len(alone.lines) == 1
+
+
+def test_where_there_is_no_resource_the_process_tells_its_peak(monkeypatch):
+    """As on Windows, where Python has no module of this name."""
+
+    class Told:
+        peak_wset = 7 * 2**20
+
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(spent.psutil.Process, "memory_info", lambda _: Told)
+    assert spent.peak_memory(torch.device("cpu")) == 7 * 2**20
+    code = "import sys; sys.modules['resource'] = None; import bt_adapter.trainer"
+    subprocess.run([sys.executable, "-c", code], check=True)

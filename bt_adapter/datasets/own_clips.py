@@ -138,7 +138,7 @@ def hold_out(
     share: float = 0.25,  # of the clips
     seed: int = 0,
 ) -> tuple[list[Example], list[Example]]:  # to train on, held out
-    "Divide clips so that every caption is in both parts. Raises ValueError if that leaves none."
+    "Divide clips, of each caption the same share if it has enough. Raises ValueError for too few."
     check_contrast(examples)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(examples), generator=generator).tolist()
