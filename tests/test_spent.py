@@ -124,5 +124,5 @@ def test_where_there_is_no_resource_the_process_tells_its_peak(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setattr(spent.psutil.Process, "memory_info", lambda _: Told)
     assert spent.peak_memory(torch.device("cpu")) == 7 * 2**20
-    code = "import sys; sys.modules['resource'] = None; import bt_adapter.trainer"
+    code = "import psutil, sys; sys.modules['resource'] = None; import bt_adapter.trainer"
     subprocess.run([sys.executable, "-c", code], check=True)
