@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import pty
 import random
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_terminal import in_terminal
 
 from bt_adapter import ledger, terminal
 from bt_adapter.backbone import samples_folder
@@ -28,37 +28,6 @@ from bt_adapter.files import check_file_place, check_folder_place, first_line, h
 # Title of the window, colour, C1, direction of writing, back to the beginning of the line.
 HOSTILE = "\x1b]0;PWN\x07\x1b[31m\x9b31m\u202e\rx\udcff"
 COLOURS = re.compile(rb"\x1b\[[0-9;]*m")  # of rich
-
-
-def in_terminal(folder, command, *arguments):
-    """Status and bytes of a command in a terminal of its own."""
-    module = import_module(f"bt_adapter.cli.{command}")
-    pid, terminal_end = pty.fork()
-    if pid == 0:
-        status = 99
-        try:
-            os.chdir(folder)
-            os.environ |= dict(COLUMNS="300", TERM="xterm")
-            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-            sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
-            sys.argv = [f"bta-{command}", *map(str, arguments)]
-            module.main()
-        except SystemExit as ended:
-            status = ended.code or 0
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    said = b""
-    while True:
-        try:
-            more = os.read(terminal_end, 2**16)
-        except OSError:  # so a terminal on Linux tells that it is closed
-            more = b""
-        if not more:
-            break
-        said += more
-    os.close(terminal_end)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
 
 
 def steering(said):

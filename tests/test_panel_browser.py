@@ -260,7 +260,7 @@ def upload(root):
         root.get_by_role("button", name="Upload").click()
     opened.value.set_files(samples_folder() / "clips/turn.mp4")
     until(lambda: picture(root) != before, "upload")
-    assert "means nothing" in root.locator("[role=status]").inner_text()
+    until(lambda: "means nothing" in root.locator("[role=status]").inner_text(), "upload")
 
 
 STEPS = {
