@@ -146,7 +146,7 @@ def stack(figures: list) -> Image.Image:
     whole = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), "white")
     for i, image in enumerate(images):
         whole.paste(image, (0, sum(above.height for above in images[:i])))
-    return whole.quantize(256, kmeans=1)
+    return whole.quantize(256)
 
 # %% ../nbs/workshop/demo.ipynb #001b0921
 HEAT = (

@@ -49,7 +49,7 @@ class Picture(Figure):
     def png(self) -> bytes:
         "Two pixels for each of a page, since today's screens have them."
         self.savefig(large := BytesIO(), format="png", dpi=SHARP * self.dpi)
-        Image.open(large).convert("RGB").quantize(256, kmeans=1).save(small := BytesIO(), "png")
+        Image.open(large).convert("RGB").quantize(256).save(small := BytesIO(), "png")
         return small.getvalue()
 
     @staticmethod
