@@ -64,8 +64,9 @@ def _stage(
         for j, line in enumerate(head):
             at = left / width, (top - 0.22 - 0.26 * j) / height
             fig.text(*at, line, size=size, weight="bold", parse_math=False)
+        small = min(11.5, 130 * side / max(map(len, notes[i] if notes else ()), default=1))
         for j, line in enumerate(notes[i] if notes else ()):
-            look = dict(size=11.5, color=MARKS.get(line[:1], "black"), parse_math=False)
+            look = dict(size=small, color=MARKS.get(line[:1], "black"), parse_math=False)
             fig.text(left / width, (foot - 0.33 - 0.26 * j) / height, line, **look)
     return fig, axes
 

@@ -23,6 +23,7 @@ from bt_adapter.drawings import (
     loss_map,
     places,
     token_cube,
+    tuning_stages,
 )
 from bt_adapter.drawings.tiles import byte_bars, memory_map, queue_map, tile_map, used
 from bt_adapter.masking import kept_patches, tube_mask
@@ -52,6 +53,8 @@ PICTURES = {
     "places": places(),
     "tokens of a clip": clip_tokens(),
     "tokens of a clip, slow-fast": clip_tokens("slow-fast"),
+    "stages of tuning": tuning_stages(),
+    "stages of tuning, clips": tuning_stages("clips"),
     "tile": tile_map(8, series=1),
     "tiles": tile_map([1, 3, 12, 16]),
     "tile of 64": tile_map(3, 64),
@@ -194,6 +197,7 @@ def test_near_is_the_same_picture_cut_out():
         (lambda: byte_bars({"a way": {"q": float("inf")}}), "of 0 or more, not inf"),
         (lambda: byte_bars({"a way": {"q": "much"}}), "of 0 or more, not 'much'"),
         (lambda: clip_tokens("median"), "no part 'median' to light"),
+        (lambda: tuning_stages("stage 3"), "no part 'stage 3' to light"),
         (lambda: memory_map(CLIP, {}), r"must be \(t, l, 3, h\), none of them 0, not \(8, 32"),
     ],
 )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUESTIONS', 'IGNORED', 'answers', 'tokens_of', 'DialogueBatch', 'make_batch', 'answer_loss']
 
-# %% ../../nbs/52_instruction_tuning.ipynb #097a8e57
+# %% ../../nbs/52_instruction_tuning.ipynb #af206e95
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch import nn
 from .. import moving_shapes as world
 from ..chat import Template, written
 
-# %% ../../nbs/52_instruction_tuning.ipynb #3e824b19
+# %% ../../nbs/52_instruction_tuning.ipynb #0ae89faf
 QUESTIONS = dict(
     colour="What colour is it?",
     shape="Which shape is it?",
@@ -25,7 +25,7 @@ QUESTIONS = dict(
     direction="Which way does it move?",
 )
 
-# %% ../../nbs/52_instruction_tuning.ipynb #87719d92
+# %% ../../nbs/52_instruction_tuning.ipynb #a268cd35
 def answers(
     scene: world.Scene,  # of one thing
     moves: bool = True,  # its motion can be seen
@@ -40,7 +40,7 @@ def answers(
     known |= dict(direction=phrase[6:]) if moves and phrase.startswith("moves ") else {}
     return known
 
-# %% ../../nbs/52_instruction_tuning.ipynb #164fb697
+# %% ../../nbs/52_instruction_tuning.ipynb #c2527c57
 IGNORED = -100
 
 
@@ -64,7 +64,7 @@ def tokens_of(
         ids += spoken + between[len(stop) :]
     return ids[: len(labels)], labels
 
-# %% ../../nbs/52_instruction_tuning.ipynb #3be45138
+# %% ../../nbs/52_instruction_tuning.ipynb #f9bbbf06
 class DialogueBatch(NamedTuple):
     "Dialogues of unequal length, filled up on the right."
 
@@ -72,7 +72,7 @@ class DialogueBatch(NamedTuple):
     labels: torch.Tensor  # (b, s), IGNORED where nothing is learned
     mask: torch.Tensor  # (b, s), 0 where it was filled up
 
-# %% ../../nbs/52_instruction_tuning.ipynb #571302ea
+
 def make_batch(pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> DialogueBatch:
     "Pairs from `tokens_of` as tensors."
     longest = max(len(ids) for ids, _ in pairs)
@@ -82,7 +82,7 @@ def make_batch(pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> Dialog
     lengths = torch.tensor([len(ids) for ids, _ in pairs])[:, None]
     return DialogueBatch(ids, labels, (torch.arange(longest) < lengths).long())
 
-# %% ../../nbs/52_instruction_tuning.ipynb #cef4d9a5
+# %% ../../nbs/52_instruction_tuning.ipynb #41aa61e9
 def answer_loss(
     model: nn.Module,  # a plugged LLaVA
     tokens: torch.Tensor,  # (b, 1 + n, d) of the clips, from the tower or its pool

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARPNESS', 'LORA', 'STAGES', 'CHAT_FILES', 'batches_of', 'word_directions', 'words_loss', 'projector_learns_words',
            'with_lora', 'encoded_pictures', 'tuned_on_pictures', 'merge_lora', 'tower_states', 'tuned_on_clips',
-           'save_projector', 'make_small_chat', 'seeds_of', 'answers_over_seeds']
+           'save_projector', 'make_small_chat', 'stage_losses', 'seeds_of', 'answers_over_seeds']
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #39d7dde4
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ from .loop import InstructConfig, branch_parameters_read, train_parameters
 from .mixture import LEVELS, some_turns
 from ..pixels import transformed
 from ..precision import autocast_context, fast_dtype
-from ..runs import drop_checkpoints, write_card
+from ..runs import drop_checkpoints, read_log, write_card
 from ..weights import read_whole
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #e160cd66
@@ -304,7 +304,8 @@ def _all_stages(out, adapter, seed, scenes, stages, words, kept, level):
     rows += [ask("tuned on clips", adapter, spoken)]
     card = dict(settings={name: asdict(stage) for name, stage in stages.items()}, seed=seed)
     card |= dict(level=level) if level > 1 else {}
-    write_card(out, "bta-pretrain", **card, test_clips=scenes, exact_match_percent=rows)
+    card |= dict(losses=stage_losses(out), test_clips=scenes, exact_match_percent=rows)
+    write_card(out, "bta-pretrain", **card)
     return rows
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #0dd1a29d
@@ -335,6 +336,19 @@ def make_small_chat(
         for stage in STAGES if overwrite and not resume else ():
             drop_checkpoints(out / stage)
         return _all_stages(out, adapter, seed, scenes, stages, words, kept, level)
+
+# %% ../../nbs/workshop/instruct/laptop.ipynb #1c6eb1a0
+def stage_losses(
+    folder: Path,  # of `make_small_chat`
+    points: int = 50,  # of a curve, at most
+) -> dict[str, list[float]]:  # stage -> the mean loss of equal parts of its steps, in order
+    "The losses that the stages have logged."
+    found = {}
+    for name, checkpoint in zip(("words", "pictures", "clips"), STAGES):
+        loss = read_log((folder / checkpoint).with_name("log.csv")).get("loss", [])
+        parts = np.array_split(np.array(loss), min(points, max(1, len(loss))))
+        found |= {name: [round(float(part.mean()), 4) for part in parts]} if loss else {}
+    return found
 
 # %% ../../nbs/workshop/instruct/laptop.ipynb #cec526dc
 def seeds_of(folder: Path) -> list[list[dict]]:  # seed -> rows of `make_small_chat`
