@@ -32,7 +32,7 @@ def beats_guessing(right: int, clips: int) -> str:  # "yes" or "no"
     "Does the whole interval of a share lie above a half?"
     return "yes" if interval(right / clips, clips)[0] > 0.5 else "no"
 
-
+# %% ../../nbs/workshop/exercises/your_model.ipynb #2af3cb4d
 EXERCISES = {
     "guess": Exercise(
         "Do 8 right answers of 14 show that a model sees time?",
