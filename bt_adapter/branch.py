@@ -137,10 +137,14 @@ class Branch(nn.Module):
         position: torch.Tensor,  # (1 + l, d), P^s
         keep: torch.Tensor | None = None,  # as in `gather_kept`
         maps: list | None = None,  # receives the temporal maps of each layer
+        after: Sequence[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = (),  # what the first ones gave, if known
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # video CLS (b, d), patches (b, t, kept, d)
-        "Eq. 1 to 4: what each layer gives, from the first to the last."
-        cls = patches = None
-        for level, (temporal, spatial) in enumerate(zip(self.temporal, self.spatial, strict=True)):
+        "Eq. 1 to 4: what each layer gives, from the first that is not known to the last."
+        cls, patches = after[-1] if after else (None, None)
+        for level in range(len(after), len(self.temporal)):
+            temporal, spatial = self.temporal[level], self.spatial[level]
             frame_cls, seen = states[level][:, :, 0].mean(1), states[level][:, :, 1:]
             gate = self.gates[0 if self.rules.one_gate else level - 1] if level else None
             cls = gate(cls, frame_cls) if gate else self.first_cls(frame_cls, position)
@@ -154,9 +158,10 @@ class Branch(nn.Module):
         position: torch.Tensor,
         keep: torch.Tensor | None = None,
         maps: list | None = None,
+        after: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:  # video CLS (b, d), patches (b, t, kept, d)
         "What the last layer gives."
-        *_, last = self.layers(states, position, keep, maps)
+        *_, last = self.layers(states, position, keep, maps, after)
         return last
 
 # %% ../nbs/workshop/branch.ipynb #49ec8e99
@@ -248,6 +253,7 @@ class BTAdapter(Pretrained, nn.Module):
         states: Sequence[Float[Tensor, "b t l+1 d"]],  # from `clip.layer_outputs`
         keep: Int[Tensor, "b kept"] | Int[Tensor, "b t kept"] | None = None,  # as in `gather_kept`
         maps: list | None = None,  # receives the temporal maps of each layer
+        after: Sequence[tuple[Tensor, Tensor]] = (),  # as in `Branch.layers`: begin behind these
     ) -> VideoFeatures:
         "Eq. 3 to 5 on the last `config.states` states, or more, that are at hand."
         if len(states) < self.config.states:
@@ -257,7 +263,7 @@ class BTAdapter(Pretrained, nn.Module):
             batch, frames, tokens, _ = states[-1].shape
             check_keep(keep, batch, (tokens - 1) * (frames if keep.ndim == 3 else 1))
         position = self.clip.position.to(self.branch.dtype)
-        cls, patches = self.branch(states, position, keep, maps)
+        cls, patches = self.branch(states, position, keep, maps, after)
         embedding = F.normalize(self.embed(cls, states[-1]).float(), dim=-1)
         return VideoFeatures(embedding, patches, states[-1])
 

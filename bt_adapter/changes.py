@@ -41,7 +41,7 @@ class Change:
         return found
 
     def hidden_frames(self, layer: int, heads: int, frames: int) -> Tensor | None:
-        "Frames to which nobody attends in a layer, bool (h, t)."
+        "Frames to which nobody attends in a layer, bool (h, t), or (b, h, t) clip by clip."
 
     def hidden_patches(self, layer: int, heads: int, frames: int, tokens: int) -> Tensor | None:
         "Tokens to which nobody attends in a frame, bool (t, h, s)."
@@ -49,15 +49,15 @@ class Change:
 # %% ../nbs/workshop/changes.ipynb #e9fd34a0
 def attention_without(
     qkv: Tensor,  # (b, t, l, 3, h, n)
-    hidden: Tensor,  # bool (h, t): frames to which nobody attends
+    hidden: Tensor,  # bool (h, t), or (b, h, t): frames to which nobody attends
 ) -> tuple[Tensor, Tensor]:  # (b, t, l, h, n), maps (b, l, h, t, t)
     "`reference_attention` in which some frames are blocked, and the rest renormalised."
     if hidden.all(-1).any():
-        head = int(hidden.all(-1).nonzero()[0])
+        head = int(hidden.all(-1).nonzero()[0, -1])
         raise ValueError(f"Every frame is blocked for head {head}: leave it one to attend to.")
     query, key, value = qkv.unbind(3)
     scores = einsum(query, key, "b q l h n, b k l h n -> b l h q k") * query.shape[-1] ** -0.5
-    maps = scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1)
+    maps = scores.masked_fill(hidden[..., None, :, None, :], -torch.inf).softmax(-1)
     return einsum(maps, value, "b l h q k, b k l h n -> b q l h n"), maps
 
 # %% ../nbs/workshop/changes.ipynb #acd8e4f6
@@ -81,9 +81,11 @@ class ChangedBranch:
         "What all changes together hide."
         found = [getattr(change, place)(*sizes) for change in self.changes]
         found = [mask for mask in found if mask is not None]
-        return torch.stack(found).any(0).to(self.branch.time.device) if found else None
+        if not found:
+            return None
+        return torch.stack(torch.broadcast_tensors(*found)).any(0).to(self.branch.time.device)
 
-    def layers(self, states, position, keep=None, maps=None):
+    def layers(self, states, position, keep=None, maps=None, after=()):
         "For `Branch.layers`."
         self.frames = states[0].shape[1]
         if keep is not None and any(change.by_patch for change in self.changes):
@@ -92,7 +94,7 @@ class ChangedBranch:
             change.begin(self, states, position, keep)
         for change in self.changes:
             states = change.states(states)
-        yield from Branch.layers(self.branch, states, position, keep, maps)
+        yield from Branch.layers(self.branch, states, position, keep, maps, after)
 
     def time_embedding(self, frames):
         "For `Branch.time_embedding`."

@@ -45,6 +45,7 @@ PATHS = {  # names of notebooks in reading order, and what a reader takes away
         "50_chat": "A branch plugged into a chat model, and a conversation about a clip.",
         "52_instruction_tuning": "From a chat model of pictures to one of clips.",
         "70_your_clips": "From files that you filmed to an adapter, in Colab or on a laptop.",
+        "72_your_model": "A form to fill in: your model, your clips, a question, and its answer.",
     },
 }
 

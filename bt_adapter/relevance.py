@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Heard', 'Relevance', 'branch_share', 'backtrack_branch', 'record_branch', 'mixing', 'rollout', 'relevance',
-           'score_without']
+           'relevance_of', 'score_without']
 
 # %% ../nbs/41_relevance.ipynb #aad7fb26
 from collections import namedtuple
@@ -118,22 +118,38 @@ def relevance(
     "Which patches at which time make each clip match its caption, as far as the branch goes."
     if len(captions) != len(frames):
         raise ValueError(f"{len(captions)} captions for {len(frames)} clips: give one for each.")
-    texts = model.encode_text(captions)
     states = model.clip.layer_outputs(frames, model.config.states)
+    return relevance_of(model, states, model.encode_text(captions))
+
+
+def relevance_of(
+    model: BTAdapter,
+    states: list[torch.Tensor],  # (b, t, 1 + l, d), from `clip.layer_outputs`
+    texts: torch.Tensor,  # (b, c), from `encode_text`; of a single clip, any number
+) -> Relevance:
+    "`relevance` of what is at hand: one run of the branch, however many texts a clip has."
     with torch.enable_grad():
         states = [state.detach().requires_grad_() for state in states]
         features, heard = record_branch(model, states)
         scores = (features.embedding * texts.to(features.embedding.dtype)).sum(-1)
-        gradients = torch.autograd.grad(scores.sum(), heard.time_out + heard.space_out)
+        heat = [
+            _heat(model, heard, s) for s in (scores if len(states[0]) == 1 else scores.sum()[None])
+        ]
+    return Relevance(scores.detach(), torch.cat(heat))
+
+# %% ../nbs/41_relevance.ipynb #5599cb1b
+def _heat(model, heard, score):
+    "Where a score comes from, (b, t, l)."
+    gradients = torch.autograd.grad(score, heard.time_out + heard.space_out, retain_graph=True)
     layers = [
         _moved(model, level, heard, gradients[level :: model.config.layers])
         for level in range(model.config.layers)
     ]
-    cls = torch.ones(len(frames), device=frames.device)
-    patches = torch.zeros(states[0][:, :, 1:, 0].shape, device=frames.device)
-    return Relevance(scores.detach(), backtrack_branch(model, layers, cls, patches, stays=1.0))
+    patches = torch.zeros(heard.time_out[0].shape[:3], device=score.device)
+    cls = torch.ones(len(patches), device=score.device)
+    return backtrack_branch(model, layers, cls, patches, stays=1.0)
 
-# %% ../nbs/41_relevance.ipynb #5599cb1b
+
 def _moved(model, level, heard, gradients):
     "What moves over time (b, l, t, t) and over space (b, t, 1+l, 1+l) in a layer, for a score."
     time, space = model.branch.temporal[level], model.branch.spatial[level]

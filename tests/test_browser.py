@@ -563,6 +563,14 @@ def test_a_dead_callback_is_noticed(page_of, name, monkeypatch):
 # --- JupyterLab ---
 
 EXTRA = '''
+from bt_adapter.explorer import ChatPanel
+attack = "<img src=x onerror=alert(1)>"
+class Parrot:
+    def stream(self, question):
+        yield from (f"{word} " for word in ("You asked:", *question.split(), "<b>Loud</b>"))
+        yield attack
+ChatPanel(Parrot(), clip).widget()
+''', '''
 dead = explorer.widget()
 dead.unobserve_all()
 dead
@@ -575,7 +583,7 @@ HTML(log_html([Exchange(attack, {"model": Reply(attack, "whole")})]))
 
 
 def notebook_for_the_browser():
-    """The room without what needs a network, and with widgets whose callbacks are dead."""
+    """The lesson, a panel of a parrot, and widgets whose callbacks are dead."""
     notebook = json.loads((ROOT / "nbs/42_explorer.ipynb").read_text(encoding="utf-8"))
     cells = []
     for cell in notebook["cells"]:

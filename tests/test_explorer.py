@@ -5,18 +5,23 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
+from contextlib import nullcontext
 from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_maps import adapter, with_words
+from test_maps import adapter, noise, with_words
 from tidy import ROOT
 from tiny import tiny_clip
 
 from bt_adapter import explorer as x
+from bt_adapter.explorer import recording
 from bt_adapter.explorer.page import carried
+from bt_adapter.explorer.recording import Recording, Words
+from bt_adapter.interventions import block, freeze_time, knock_out, time_heads
 
 ATTACK = "</script><img src=x onerror=alert(1)>&"
 L14 = dict(layers=4, heads=16, frames=16, grid=(16, 16), size=(224, 224))
@@ -258,6 +263,69 @@ def test_video_models_of_transformers():
         assert explorer.maps.std() > 0.01 and model.config._attn_implementation == before, name
         with pytest.raises(ValueError, match="takes 4 frames"):
             x.explore(maps=model, clip=clip[:2])
+
+
+# --- what is asked of a model, and how often ---
+
+
+def recording_of(model, frames):
+    states = model.clip.layer_outputs(noise(model, 1, frames), model.config.states)
+    return Recording(model, states, Words(model))
+
+
+@pytest.mark.parametrize("head_width", [8, 24])
+@pytest.mark.parametrize("rules", ["paper", "released"])
+@pytest.mark.parametrize("at_once", [1, 2**26])
+def test_parts_taken_out_side_by_side(head_width, rules, at_once, monkeypatch):
+    monkeypatch.setattr(recording, "AT_ONCE", at_once)
+    model = with_words(adapter(tiny_clip(head_width=head_width), layers=3, convention=rules))
+    of = recording_of(model, frames=4)
+    changes = [nullcontext()] + [knock_out(model, [head]) for head in time_heads(model)]
+    changes += [block(model, None, None, frame) for frame in range(4)]
+    with torch.no_grad():
+        for change, found in zip(changes, of.without, strict=True):
+            with change:
+                wanted = model.encode_states(of.states).embedding[0]
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert torch.pdist(of.without).min() > 1e-3  # each part does something
+
+
+def test_parts_taken_out_under_another_change():
+    model = with_words(adapter(tiny_clip()))
+    with torch.no_grad(), freeze_time(model), block(model, 1, 0, 2):
+        found = recording_of(model, 3).without
+        of = recording_of(model, 3)
+        with knock_out(model, [(1, 2)]):
+            wanted = model.encode_states(of.states).embedding[0]
+    torch.testing.assert_close(found[1 + 3 + 2], wanted, atol=1e-5, rtol=0)
+
+
+def test_a_single_frame_has_nothing_to_block():
+    of = recording_of(with_words(adapter(tiny_clip())), 1)
+    torch.testing.assert_close(of.without[-1], of.without[0])
+
+
+def test_nothing_is_computed_twice(monkeypatch):
+    model = with_words(adapter(tiny_clip()))
+    counts = Counter()
+
+    def counted(owner, name):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: counts.update([name]) or method(*a, **k))
+
+    counted(model.clip, "layer_outputs")
+    counted(model, "encode_text")
+    counted(recording, "relevance_of")
+    clip = torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8)
+    explorer = x.explore(model, clip, ["a", "bb"], other=clip.flip(0), others=["ccc", "dddd"])
+    explorer.html()
+    assert counts == {"layer_outputs": 1, "encode_text": 1, "relevance_of": 2}  # one a clip
+    alone = x.explore(model, clip.flip(0), ["a", "bb"])
+    for caption in ("a", "bb"):
+        torch.testing.assert_close(alone.score(caption), explorer.other.score(caption))
+    with pytest.raises(ValueError, match="encode_text"):
+        model.encode_text = model.clip.encode_text
+        x.explore(model, clip, [" "])
 
 
 # --- what is loaded ---

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from first_cells import BADGE, INSTALL, brought_by, directives, extras_of, packages_of
-from form import EXCEPTIONS, RULES, UNFINISHED, Notebook, exercises_in, marks
+from form import EXCEPTIONS, RULES, Notebook, exercises_in, marks
 from nbformat import v4
 from tidy import ANSWER, KERNEL, LESSONS, NOTEBOOKS, ROOT, TOOLS, WIDGET, origin, tree, untidy
 from warm import Warm
@@ -184,34 +184,19 @@ def test_has_a_title(path):
 
 @each_source
 def test_reads_well(path):
-    broken = marks(path)
-    if path.stem in UNFINISHED:
-        assert broken, "take it off the list of unfinished lessons in tests/form.py"
-        broken = broken.keys() & {"longest", "class", "in a row", "exported"}  # at all times
-    assert not broken
+    assert not marks(path)
 
 
-def test_the_lists_of_what_may_read_badly_are_short():
-    assert UNFINISHED <= {path.stem for path in LESSONS}
+def test_the_list_of_what_may_read_badly_is_short():
     for name, excused in EXCEPTIONS.items():
         notebook = Notebook(ROOT / f"nbs/{name}.ipynb")
         assert excused.keys() <= {rule.name for rule in RULES if rule.broken(notebook)}, name
 
 
-def closed_as_before(path):
-    """At least two folded answers in the form that lessons had."""
-    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
-    assert "What was checked" in text
-    answers = [c for c in cells(path, "code") if "".join(c["source"]).startswith("# answer")]
-    assert len(answers) >= 2
-    for cell in answers:
-        assert cell["metadata"] == ANSWER, cell["id"]
-        assert re.search(r"\bassert\b|\braises\b|assert_close", "".join(cell["source"])), cell["id"]
-
-
-def closed(shown):
+@each_lesson
+def test_closes_with_exercises(path):
     """At least three exercises, each with its solution folded below, and what was learned."""
-    asked = []
+    shown, asked = cells(path), []
     for cell, below in zip(shown, [*shown[1:], {"source": []}]):
         folded = "".join(below["source"])
         for name in exercises_in(cell):
@@ -221,14 +206,6 @@ def closed(shown):
     assert len(set(asked)) >= 3
     prose = ["".join(cell["source"]) for cell in shown if cell["cell_type"] == "markdown"]
     assert any("What you can now do" in text for text in prose)
-
-
-@each_lesson
-def test_closes_with_exercises(path):
-    if path.stem in UNFINISHED:
-        closed_as_before(path)
-    else:
-        closed(cells(path))
 
 
 def test_one_notebook_one_module():
@@ -254,8 +231,6 @@ def test_one_notebook_one_module():
 @each_lesson
 def test_saved_figures_have_their_width(path):
     """Two of their pixels are one of the page, also before a cell has run, and on GitHub."""
-    if path.stem in UNFINISHED:
-        return
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):

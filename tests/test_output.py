@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
