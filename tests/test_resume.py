@@ -91,7 +91,7 @@ CHAIN = [  # saved after every second step
 ]
 JOBS = {
     f"{kind} {exact} {name}": (kind, exact, legs)
-    for kind, exact in (("table", 0), ("shards", 0), ("store", 0), ("table", 1), ("store", 1))
+    for kind, exact in (("table", 0), ("shards", 0), ("store", 0), ("table", 1))
     for name, legs in (("whole", WHOLE), ("chain", CHAIN))
 }
 JOBS |= {
