@@ -25,7 +25,8 @@ from .in_place import entry_of
 from .precision import fast_copy
 from .processes import WAIT, together
 from .progress import chunks, progress
-from .recipes import PAPER, PRESETS, QUICK, RELEASED, PretrainConfig, choose_recipe  # noqa: F401  # noqa: F401
+from .recipes import PAPER, PRESETS, QUICK, RELEASED, PretrainConfig, choose_recipe  # noqa: F401
+from .runs import stored_state
 from .stamps import file_stamp
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .strategy_files import (
@@ -319,10 +320,25 @@ def _of_all(report, run):
     return whole
 
 
+def _batch_of(config, clips, run):
+    "Clips of a step: what all processes can share evenly; a run that goes on keeps its own."
+    run.asked, world = config.batch, run.ranks.world
+    fits = min(config.batch, clips // world * world)
+    if not run.cut_off or 2 * config.batch <= clips:  # so small a batch is never cut
+        return fits
+    asked, begun = stored_state(run.checkpoint).get("batches", (None, fits))
+    if asked == config.batch and begun % world:
+        shares = ", ".join(str(n) for n in range(1, begun + 1) if begun % n == 0)
+        raise ValueError(
+            f"{run.checkpoint} is of a run with {begun} clips in a batch, which {world} processes "
+            f"cannot share evenly: go on with one of {shares}"
+        )
+    return begun if asked == config.batch else fits
+
+
 def _fitting(config, clips, epochs, run, tell):
     "A configuration whose batch a data set fills, with steps: of one epoch if nothing is said."
-    processes = run.ranks.world
-    batch = min(config.batch, clips // processes * processes)
+    batch = _batch_of(config, clips, run)
     whole = max(1, (epochs or 1) * clips // max(1, batch))
     steps = whole if epochs else config.steps or whole
     cut = f" instead of {config.batch}" if batch < config.batch else ""

@@ -14,7 +14,7 @@ from bt_adapter import trainer as engine
 from bt_adapter.masking import tube_mask
 
 WORK = """
-import os, sys, torch
+import os, sys, torch, torch._dynamo, torchvision  # what each child would import anew
 from accelerate import Accelerator
 from tiny_runs import Source, tiny_adapter
 from bt_adapter import trainer as engine

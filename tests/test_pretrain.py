@@ -273,83 +273,10 @@ def test_a_state_is_everything_that_the_next_step_depends_on(settings, stop, tmp
     assert equal(weights(whole.model), weights(second.model))
 
 
-def fork(work):
-    "The exit status of a function in a process of its own."
-    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n{work}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-KILLED = """
-import os, random, signal, sys, time, torch, torch._dynamo  # which optimisers import
-from pathlib import Path
-from accelerate import Accelerator
-from tiny_runs import Source, tiny_adapter
-from bt_adapter import trainer as engine
-torch.set_num_threads(1)
-sys.stderr = open(os.devnull, "w")
-try:
-    import torch.utils.tensorboard  # once, for all children
-except ImportError:
-    pass
-config = engine.PretrainConfig(steps=24, batch=12, precision="fp32", mask_ratio=0.5, tau=0.5)
-engine.save_curves = lambda *_: None  # pictures take longer than the run
-
-def work(folder):
-    model = tiny_adapter()
-    same = engine.run_signature(model, config, "noise")
-    with engine.Run(Path(folder), resume=True, save_every=3) as run:
-        if not run.finished(same):
-            run.go(model, Source(), config, same)
-            run.finish(model, config, same)
-
-def child(folder):
-    number = os.fork()
-    if number == 0:
-        work(folder)
-        os._exit(0)
-    return number
-
-def rows(folder):
-    log = Path(folder, "log.csv")
-    return log.read_text().count("\\n") if log.is_file() else 0
-
-os.waitpid(child("whole"), 0)
-random.seed(0)
-kills = 0
-for trial in range(5):
-    for target in sorted(random.sample(range(2, 24), 2)):
-        number, ended = child(f"{trial}"), 0
-        while rows(f"{trial}") < target and not ended:
-            ended, status = os.waitpid(number, os.WNOHANG)
-            time.sleep(0.002)
-        if not ended:
-            time.sleep(random.uniform(0, 0.02))
-            os.kill(number, signal.SIGKILL)
-            kills += os.WIFSIGNALED(os.waitpid(number, 0)[1])
-    os.waitpid(child(f"{trial}"), 0)
-print(kills)
-"""
-
-
 def end_of(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "adapter.safetensors"), read_log(folder / "log.csv")
-
-
-@pytest.mark.slow
-def test_killed_at_ten_random_moments_the_weights_are_bit_equal(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert int(fork(KILLED)) >= 8  # a run may end before the signal comes
-    expected, log = end_of(tmp_path / "whole")
-    assert log["step"] == list(range(24))
-    for trial in range(5):
-        found, own = end_of(tmp_path / str(trial))
-        assert equal(expected, found)
-        assert own["step"] == log["step"] and own["loss"] == log["loss"]
-        assert not list((tmp_path / str(trial)).glob("*checkpoint*"))
 
 
 def stopped(signum, folder):

@@ -39,7 +39,7 @@ ALONE = Exercise(
 FACTOR = Exercise(
     (
         "Four processes gather, and each takes the whole loss, in which only its "
-        "own rows have a graph. Then `DistributedDataParallel` gives every process "
+        "own rows have a graph. Then every process is given "
         "the *mean* of the four gradients of the branch. By what number must the "
         "loss be multiplied first, so that the result is the gradient of the whole "
         "batch?"
