@@ -68,7 +68,6 @@ EXERCISES = {
                 * 4
                 / 1e6: "And the state of the last layer, which Eq. 5 reads?",
                 16 * 257 * 1024 * 4 / 1e6: "That is one state. How many does the branch read?",
-                5 * 16 * 257 * 1024 / 1e6: "Each number has 4 bytes.",
             },
         ),
         STATES,
