@@ -69,7 +69,7 @@ from pathlib import Path
 
 from . import moving_shapes as world
 from .chat import plug_small, small_host, tower_path
-from .instruct import QUESTIONS, answers, encoded, said_of_many
+from .instruct import answers, encoded, said_of_many
 
 # %% ../nbs/workshop/gallery_live.ipynb #b002eb96
 def ask_now(
@@ -109,7 +109,6 @@ def ask_or_recall(
 from . import moving_shapes as world
 from .figures import Picture, contact_sheet
 from .films import Film, film
-from .instruct import QUESTIONS
 
 # %% ../nbs/workshop/gallery_pages.ipynb #ed07e8ba
 RIGHT, WRONG = "#009E73", "#D55E00"
@@ -209,9 +208,7 @@ from pathlib import Path
 import torch
 
 from . import moving_shapes as world
-from .chat import plug_small, small_host, tower_path
 from .files import read_json, write_whole
-from .instruct import QUESTIONS, answers, encoded, said_of_many
 
 # %% ../nbs/workshop/gallery_record.ipynb #8c760276
 RECORD = "answers.json"

@@ -122,7 +122,7 @@ def curve(folder, name):
     return {row.pop("step"): row for row in rows}
 
 
-@pytest.mark.parametrize(("kind", "exact"), {job[:2] for job in JOBS.values()})
+@pytest.mark.parametrize(("kind", "exact"), dict.fromkeys(job[:2] for job in JOBS.values()))
 def test_other_processes_workers_and_chunks_go_on_with_the_curve(kind, exact, runs):
     whole, chain = (curve(runs, f"{kind} {exact} {name}") for name in ("whole", "chain"))
     assert [*whole] == [*chain] == [*range(8)]
