@@ -3474,6 +3474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'bt_adapter.scenes.scene_states': ('workshop/scenes.html#scene_states', 'bt_adapter/scenes.py'),
                                    'bt_adapter.scenes.scenes_of_both': ('workshop/scenes.html#scenes_of_both', 'bt_adapter/scenes.py'),
                                    'bt_adapter.scenes.scores': ('workshop/scenes.html#scores', 'bt_adapter/scenes.py'),
+                                   'bt_adapter.scenes.seldom_groups': ('workshop/scenes.html#seldom_groups', 'bt_adapter/scenes.py'),
                                    'bt_adapter.scenes.states_of_groups': ('workshop/scenes.html#states_of_groups', 'bt_adapter/scenes.py'),
                                    'bt_adapter.scenes.train_clip_in': ('workshop/scenes.html#train_clip_in', 'bt_adapter/scenes.py'),
                                    'bt_adapter.scenes.training_scenes': ('workshop/scenes.html#training_scenes', 'bt_adapter/scenes.py'),

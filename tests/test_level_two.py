@@ -328,7 +328,19 @@ def test_batches_of_both_levels_show_what_their_captions_say():
                 told = world.render(scene, source.stored, 8).flatten(2)
                 assert torch.equal(shown, told[moments]), scene
     assert levels == {1, 2}
-    assert [group[0].level for group in groups] == [1] * 2 + [2] * 2 * scenes.TWO_FOR_ONE
+    two = [2] * 2 * scenes.TWO_FOR_ONE
+    assert [group[0].level for group in groups] == [1] * 2 + two + [1] * 2
+
+
+def test_seldom_motions_get_as_many_groups_again():
+    groups = scenes.scenes_of_both(np.random.default_rng(1), 6)
+    ones, more = groups[:6], groups[-6:]
+    assert all(len(group) == len(world.MOTIONS) for group in more)
+    drawn = Counter(scene for group in more for scene in group)
+    known = [s for group in ones for s in group if s.things[0].motion in scenes.SELDOM]
+    assert drawn == dict.fromkeys(known, 3)
+    needed = scenes.BothLevels.rendered(groups)
+    assert len(needed) == len(set(needed)) == 6 * 18 + 6 * 9 * scenes.TWO_FOR_ONE
 
 
 def test_every_batch_has_its_own_number_of_frames_and_a_run_that_goes_on_the_same():
