@@ -51,8 +51,7 @@ class TimeCheck:
         """
         __tracebackhide__ = True
         if at_least not in DEGREES:
-            known = ", ".join(f'"{degree}"' for degree in DEGREES)
-            raise ValueError(f"at_least must be one of {known}, not {at_least!r}.")
+            raise ValueError(f"at_least must be one of {', '.join(DEGREES)}, not {at_least!r}.")
         from .timecheck import check
 
         report = check(embed_video, encode_text, pairs=pairs, **settings)
@@ -81,7 +80,7 @@ class TimeCheck:
             pytest.fail(str(report), pytrace=False)
         return report
 
-
+# %% ../nbs/workshop/timecheck_plugin.ipynb #f5a7e494
 @pytest.fixture(scope="session")
 def timecheck() -> TimeCheck:
     "Judges encoders and readers of clips: timecheck.encoder(embed_video), timecheck.reader(read)."

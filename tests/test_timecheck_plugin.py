@@ -118,7 +118,7 @@ def test_error(timecheck):
             "last_minus_first: It carries the direction: *, but it has no words for it.",
             'This test asks for at least "found".*',
             '>   *at_least="sees")',
-            'E   *at_least must be one of "reacts", "readable", "found", not \'sees\'.',
+            "E   *at_least must be one of reacts, readable, found, not 'sees'.",
         ],
     )
     said.fnmatch_lines("FAILED test_mine.py::test_blind - Failed: mean_color: It does not see*")
