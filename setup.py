@@ -39,5 +39,5 @@ setup(
         for key in settings
         if key.endswith("_requirements")
     },
-    entry_points={"console_scripts": lines("console_scripts")},
+    entry_points={group: lines(group) for group in ("console_scripts", "pytest11")},
 )

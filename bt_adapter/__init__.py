@@ -65,6 +65,7 @@ circuit             what that does to margins, and the fewest heads that carry o
 seeing_direction    the heads that direction rests on, by Moving Shapes
 relevance           what in a clip makes it match a sentence
 timecheck           whether an encoder of clips sees time, and whether a reader gives frames as they come
+timecheck_plugin    the same in a test suite of one's own, by a fixture of pytest
 map_figures         pictures of both
 explorer            the same under the mouse
 chat                an image chat model with the branch plugged in

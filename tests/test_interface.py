@@ -22,6 +22,7 @@ maps.temporal_maps
 interventions.knock_out interventions.block interventions.patch_from
 chat.plug chat.unplug chat.VideoChat.ask chat.VideoChat.stream kernels.compile_report
 explorer.explore figures.contact_sheet timecheck.check timecheck.pipeline
+timecheck_plugin.TimeCheck.encoder timecheck_plugin.TimeCheck.reader
 """.split()
 
 

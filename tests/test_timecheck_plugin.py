@@ -1,0 +1,166 @@
+"""The time check in tests of others: what the fixture `timecheck` lets pass, and what it says."""
+
+from importlib.metadata import entry_points
+
+import pytest
+from test_packaging import settings
+
+from bt_adapter import timecheck_plugin
+from bt_adapter.timecheck import Report, Share, Verdict, rendered  # noqa: F401  inner runs find it
+from bt_adapter.timecheck_plugin import DEGREES, TimeCheck
+
+pytest_plugins = ["pytester"]
+
+SUITE = """
+import torch
+from timecheck_faults import take
+
+
+def pixels_of(clips):
+    return clips[:, :, ::4, ::4].float().mean(-1).flatten(2)
+
+
+def mean_color(clips):
+    return clips.float().mean((1, 2, 3)) * torch.linspace(-1, 1, 3)
+
+
+def last_minus_first(clips):
+    return pixels_of(clips)[:, 1:].mean(1) - pixels_of(clips)[:, 0]
+
+
+def broken(clips):
+    return clips.no_such_thing
+
+
+quick = dict(size=32, frames=4)
+"""
+
+
+def run(pytester, tests):
+    """What pytest says of a suite of somebody's."""
+    pytester.makepyfile(test_mine=SUITE + tests)
+    return pytester.runpytest_inprocess("-p", "no:xdist", "-p", "no:cacheprovider")
+
+
+def test_pytest_finds_it_and_starts_without_torch(pytester, monkeypatch):
+    ((name, module),) = [
+        [part.strip() for part in line.split("=")]
+        for line in settings["pytest11"].strip().splitlines()
+    ]
+    (entry,) = entry_points(group="pytest11", name=name)
+    assert entry.load() is timecheck_plugin and entry.value == module
+    pytester.makepyfile("""
+        import sys
+
+        HEAVY = {"torch", "numpy", "bt_adapter.timecheck"}
+
+        def test_start():
+            assert "bt_adapter.timecheck_plugin" in sys.modules and not HEAVY & sys.modules.keys()
+
+        def test_the_fixture(timecheck):
+            assert callable(timecheck.encoder) and not HEAVY & sys.modules.keys()
+    """)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # other plugins load what they like
+    pytester.runpytest_subprocess("-p", name).assert_outcomes(passed=2)
+
+
+def test_readers_in_a_suite(pytester):
+    found = run(
+        pytester,
+        """
+def test_healthy(timecheck):
+    assert timecheck.reader(take).clips == 4
+
+def test_all_at_once(timecheck):
+    timecheck.reader(lambda paths: [take(path) for path in paths], together=True)
+
+def test_backwards(timecheck):
+    timecheck.reader(lambda path: take(path)[::-1])
+""",
+    )
+    found.assert_outcomes(passed=2, failed=1)
+    found.stdout.fnmatch_lines(
+        ["*test_backwards*", "reversed (4 of 4 clips; *): give frames in the order of their times*"]
+    )
+    found.stdout.fnmatch_lines("FAILED test_mine.py::test_backwards - Failed: reversed*")
+    found.stdout.no_fnmatch_line("*timecheck_plugin.py:*")
+
+
+def test_encoders_in_a_suite(pytester):
+    found = run(
+        pytester,
+        """
+def test_readable(timecheck):
+    report = timecheck.encoder(last_minus_first, at_least="readable", **quick)
+    assert report.verdict.degree == 2 and report.settings["pairs"] == 8
+
+def test_blind(timecheck):
+    timecheck.encoder(mean_color, at_least="reacts", pairs=4, **quick)
+
+def test_no_words(timecheck):
+    timecheck.encoder(last_minus_first, at_least="found", pairs=4, **quick)
+
+def test_no_degree(timecheck):
+    timecheck.encoder(broken, at_least="sees")
+
+def test_error(timecheck):
+    timecheck.encoder(broken, **quick)
+""",
+    )
+    found.assert_outcomes(passed=1, failed=4)
+    said = found.stdout
+    said.fnmatch_lines(
+        [
+            "mean_color: It does not see time: *",
+            'This test asks for at least "reacts".*',
+            "*% of 32 clips (*, line 50.0): the embedding moves when the clip is played backwards",
+            "*% of 64 clips (*, line 50.0): a linear probe reads the direction, *",
+            "last_minus_first: It carries the direction: *, but it has no words for it.",
+            'This test asks for at least "found".*',
+            '>   *at_least="sees")',
+            "E   *at_least must be one of reacts, readable, found, not 'sees'.",
+        ],
+    )
+    said.fnmatch_lines("FAILED test_mine.py::test_blind - Failed: mean_color: It does not see*")
+    said.fnmatch_lines(">*return clips.no_such_thing")  # where the user's own mistake is
+    said.fnmatch_lines("E *ValueError: embed_video fails on clips uint8 (16, 4, 32, 32, 3)*")
+    said.no_fnmatch_line("*timecheck_plugin.py:*")
+
+
+def report_of(degree):
+    """A report of so many degrees."""
+    none, all_of_them = Share(50, 100), Share(100, 100)
+    reacts, readable, found = (all_of_them if degree > i else none for i in range(3))
+    return Report(
+        name="mine",
+        frames=8,
+        size=64,
+        moved=dict(reversed=reacts, shuffled=reacts),
+        distances={},
+        unrest=0.0,
+        readable=readable,
+        axes={},
+        found=dict(direction=found),
+    )
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_a_degree_passes_up_to_itself(monkeypatch, degree):
+    asked = []
+    given = report_of(degree)
+
+    def check(*args, **settings):
+        asked.append((args, settings))
+        return given
+
+    monkeypatch.setattr("bt_adapter.timecheck.check", check)
+    assert given.verdict.degree == degree and DEGREES == Verdict._fields[:3]
+    for at_least in DEGREES[:degree]:
+        assert TimeCheck().encoder("mine", len, at_least=at_least, seed=3) is given
+    for at_least in DEGREES[degree:]:
+        with pytest.raises(pytest.fail.Exception) as failed:
+            TimeCheck().encoder("mine", len, at_least=at_least, seed=3)
+        first, second, *rows = str(failed.value).splitlines()
+        assert first == str(given) and f'at least "{at_least}"' in second
+        assert len(rows) == len(given.rows()) == 4
+    assert asked == [(("mine", len), dict(pairs=8, seed=3))] * 3
