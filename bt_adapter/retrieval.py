@@ -44,7 +44,7 @@ from .datasets.loading import check_example
 from .files import told_path, write_whole
 from .folders import make_folder
 from .frozen_tower import fingerprint
-from .metrics import nearest, rank_figures, ranks_in_pieces
+from .metrics import nearest, rank_figures, ranks_by_ties
 from .pixels import transformed
 from .progress import progress
 from .released import load_released, read_file
@@ -55,7 +55,7 @@ from .video import ClipError
 
 # %% ../nbs/workshop/retrieval.ipynb #70af22bd
 from .ledger import append_csv, check_csv  # noqa: F401
-from .metrics import match_table, ranks, recall_at_k  # noqa: F401
+from .metrics import match_table, ranks, ranks_in_pieces, recall_at_k  # noqa: F401
 
 _all_ = ["append_csv", "check_csv", "match_table", "nearest", "rank_figures", "ranks"]
 _all_ += ["ranks_in_pieces", "recall_at_k"]
@@ -424,16 +424,17 @@ def both_directions(
     video: torch.Tensor,  # (n, c)
     text: torch.Tensor,  # (m, c)
     owner: torch.Tensor,  # (m,) the clip of each caption
-    ties: str = "against",  # as in `ranks`
+    ties: str = "against",  # of the figures, as in `ranks`
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:  # `DATA_FIGURES`; "T2V", "V2T" -> ranks
-    "From text to video and from video to text: figures, and the rank of each query."
-    places = {
-        "T2V": ranks_in_pieces(text, video, owner, ties=ties),
-        "V2T": ranks_in_pieces(video, text, offered=owner, ties=ties),
+    "From text to video and from video to text: figures, and each query's rank, ties against it."
+    both = {
+        "T2V": ranks_by_ties(text, video, owner, ties=ties),
+        "V2T": ranks_by_ties(video, text, offered=owner, ties=ties),
     }
     sizes = {"T2V": len(video), "V2T": len(text)}
-    found = {way: rank_figures(places[way], sizes[way]) for way in places}
-    return {f"{way} {name}": v for way in found for name, v in found[way].items()}, places
+    found = {way: rank_figures(counted, sizes[way]) for way, (_, counted) in both.items()}
+    figures = {f"{way} {name}": v for way in found for name, v in found[way].items()}
+    return figures, {way: places for way, (places, _) in both.items()}
 
 # %% ../nbs/workshop/retrieval.ipynb #d1d4c325
 def query_rows(
@@ -441,17 +442,18 @@ def query_rows(
     name: Hashable,  # of a method
     text: torch.Tensor,  # (m, c)
     owner: torch.Tensor,  # (m,)
+    places: dict[str, torch.Tensor],  # from `both_directions`
     k: int = 5,
     faiss: bool = False,  # as in `nearest`
 ) -> list[dict]:  # one row a query
-    "Each query with the rank of its match, ties against it, and the first k that were found."
+    "Each query with the rank of its match and the first k that were found."
     video, ids = encoded.video[name], [example.id for example in encoded.examples]
     captions = [caption for example in encoded.examples for caption in example.captions]
     ways = {
         "T2V": (text, video, captions, [ids[i] for i in owner.tolist()], ids),
         "V2T": (video, text, ids, ids, captions),
     }
-    rows, (_, places) = [], both_directions(video, text, owner)
+    rows = []
     for way, (asked, held, queries, clips, answers) in ways.items():
         for i, found in enumerate(nearest(asked, held, k, faiss)[1].tolist()):
             first = json.dumps([answers[j] for j in found], ensure_ascii=False)
@@ -466,15 +468,17 @@ def judge_retrieval(
     tokens: int | None = None,  # of a caption at most
     ties: str = "against",  # as in `ranks`
     faiss: bool = False,  # as in `nearest`
+    listed: bool = True,  # make the rows of queries
 ) -> tuple[dict, list[dict]]:  # method -> figures; rows of queries
     "Retrieval in both directions by all methods."
     text, owner = encode_captions(clip, encoded.examples, tokens)
     device, figures, queries = clip.position.device, {}, []
     here, text = encoded.on(device), text.to(device)
     for name, video in here.video.items():
-        figures[name] = both_directions(video, text, owner, ties)[0]
+        figures[name], places = both_directions(video, text, owner, ties)
         told = dict(zip(("adapter", "method"), name))
-        queries += [told | row for row in query_rows(here, name, text, owner, faiss=faiss)]
+        rows = query_rows(here, name, text, owner, places, faiss=faiss) if listed else []
+        queries += [told | row for row in rows]
     return figures, queries
 
 # %% ../nbs/workshop/retrieval.ipynb #d6a872ee

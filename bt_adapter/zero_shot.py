@@ -84,12 +84,12 @@ def judge_of(asked: Evaluation, examples: Sequence[Example], tokens: int):
 
     `examples` are all that the annotation lists: classes without a clip are classes, too."""
     if all(example.label is not None for example in examples):
-        names, prompts = class_names(examples, asked.classes), asked.prompt or ["{}"]
-        judge = partial(judge_recognition, classes=names, prompts=prompts, tokens=tokens)
-        return judge, RECOGNITION_FIGURES
+        how = dict(tokens=tokens, listed=bool(asked.queries), prompts=asked.prompt or ["{}"])
+        names = class_names(examples, asked.classes)
+        return partial(judge_recognition, classes=names, **how), RECOGNITION_FIGURES
     if asked.classes or asked.prompt:
         raise ValueError("--classes and --prompt are for clips with labels, and these have none")
-    how = dict(tokens=tokens, ties=asked.ties, faiss=asked.faiss)
+    how = dict(tokens=tokens, ties=asked.ties, faiss=asked.faiss, listed=bool(asked.queries))
     return partial(retrieval.judge_retrieval, **how), retrieval.DATA_FIGURES
 
 # %% ../nbs/workshop/zero_shot.ipynb #1ff7b0aa

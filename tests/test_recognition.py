@@ -25,7 +25,7 @@ from bt_adapter.datasets import (
     tokenize,
     write_shards,
 )
-from bt_adapter.metrics import ranks, recall_at_k
+from bt_adapter.metrics import rank_figures, ranks, recall_at_k
 from bt_adapter.recognition import (
     accuracy,
     class_features,
@@ -389,15 +389,64 @@ def test_ranks_are_counted_on_the_device_of_the_model(monkeypatch):
     def first(queries, candidates, *args):
         return places(queries, candidates), torch.zeros(2, 1, dtype=torch.long)
 
+    both = lambda *args, **options: (places(*args, **options),) * 2  # noqa: E731
     for module in (metrics, retrieval):
-        monkeypatch.setattr(module, "ranks_in_pieces", places)
+        monkeypatch.setattr(module, "ranks_by_ties", both)
         monkeypatch.setattr(module, "nearest", first)
     monkeypatch.setattr(retrieval, "encode_captions", lambda *a: (torch.eye(2), torch.arange(2)))
     retrieval.judge_retrieval(clip, encoded)
-    assert len(seen) == 6
+    assert len(seen) == 4
     monkeypatch.setattr("bt_adapter.recognition.class_features", lambda *a: torch.eye(2))
     judge_recognition(clip, encoded, {"x": "x", "y": "y"})
-    assert len(seen) == 9 and {*seen} == {("meta", "meta")}
+    assert len(seen) == 6 and {*seen} == {("meta", "meta")}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often queries are ranked, and looked for to be listed."""
+    calls = []
+    for name in ("_both_ranks", "_pieces"):
+        original = getattr(metrics, name)
+        monkeypatch.setattr(
+            metrics, name, lambda *a, name=name, do=original: calls.append(name) or do(*a)
+        )
+    return lambda: (calls.count("_both_ranks"), calls.count("_pieces"))
+
+
+@pytest.mark.parametrize("ties", ["against", "released"])
+def test_ranks_are_counted_once_and_queries_listed_when_asked_for(ties, counted, monkeypatch):
+    """Small whole numbers: many ties, by which the two ways to count them differ."""
+    draw = torch.Generator().manual_seed(0)
+    video, text = (torch.randint(-1, 2, (n, 3), generator=draw).float() for n in (12, 30))
+    owner = torch.cat([torch.arange(12), torch.randint(12, (18,), generator=draw)]).sort().values
+    said = [[f"{i} {n}" for n in range(int((owner == i).sum()))] for i in range(12)]
+    examples = [SimpleNamespace(id=f"c{i}", captions=words) for i, words in enumerate(said)]
+    encoded = retrieval.Encoded(examples, {("", "m"): video})
+    monkeypatch.setattr(retrieval, "encode_captions", lambda *args: (text, owner))
+    clip = SimpleNamespace(position=torch.ones(1))
+    figures, none = retrieval.judge_retrieval(clip, encoded, ties=ties, listed=False)
+    assert none == [] and counted() == (2, 2)  # two directions
+    same, rows = retrieval.judge_retrieval(clip, encoded, ties=ties)
+    assert same == figures and counted() == (4, 6)  # and two directions to be listed
+    ways = {"T2V": (text, video, owner), "V2T": (video, text, None, owner)}
+    for way, which in ways.items():
+        found = rank_figures(metrics.ranks_in_pieces(*which, ties=ties), len(which[1]))
+        assert {name: figures["", "m"][f"{way} {name}"] for name in found} == found
+        plain = metrics.ranks_in_pieces(*which).tolist()
+        assert [row["rank"] for row in rows if row["direction"] == way] == plain
+
+
+def test_recognition_ranks_once_and_lists_when_asked_for(counted, monkeypatch):
+    video, names = torch.eye(4), {label: label for label in LABELS}
+    examples = [SimpleNamespace(id=label, label=label) for label in LABELS]
+    encoded = retrieval.Encoded(examples, {("", "m"): video})
+    monkeypatch.setattr(recognition, "class_features", lambda *args: torch.eye(4).flip(0))
+    clip = SimpleNamespace(position=torch.ones(1))
+    figures, none = judge_recognition(clip, encoded, names, listed=False)
+    assert none == [] and counted() == (1, 1)
+    same, rows = judge_recognition(clip, encoded, names)
+    assert same == figures == {("", "m"): {"A@1": 0.0, "A@5": 100.0}} and counted() == (2, 3)
+    assert [row["rank"] for row in rows] == [4] * 4
 
 
 def test_both_directions_are_printed_in_words_that_are_whole(table, adapter, monkeypatch, capsys):
