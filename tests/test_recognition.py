@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +20,7 @@ from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.cli.evaluate import main
 from bt_adapter.datasets import (
+    ClipSettings,
     crop_frames,
     encode_tokens,
     normalize_frames,
@@ -39,6 +42,7 @@ from bt_adapter.video import read_clip
 WORDS = ["brush hair", "cartwheel", "ride bike", "apply eye makeup"]
 LABELS = ["brush_hair", "cartwheel", "RideBike", "ApplyEyeMakeup"]
 CLIPS = ["left", "grow", "orbit", "turn"]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +247,26 @@ def check_files(folder, rows, frames, tokens):
             first = row[f"{way} R@1"] if way else row["A@1"]
             assert 100 * sum(p == 1 for p in places) / len(places) == pytest.approx(first)
         assert all(len(json.loads(q["found"])) == min(5, len(json.loads(q["found"]))) for q in mine)
+
+
+def test_the_readme_judges_msrvtt_by_1k_a_with_the_gates_it_names(monkeypatch, tmp_path):
+    """Its command, and the next row's options, on four clips laid out as 1K-A is."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    pattern = r"`bta-evaluate ([^`]*--format msrvtt[^`]*)` \|\n.*`(--no-gates [^`]*)`"
+    ((command, others),) = re.findall(pattern, page)
+    msrvtt(tmp_path)
+    (tmp_path / "test.csv").rename(tmp_path / "MSRVTT_JSFUSION_test.csv")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("bt_adapter.cli.evaluate.tell_results", lambda e, _: asked.append(e))
+    for options in (command, f"{command} {others}"):
+        assert run(monkeypatch, *options.split()) == 0
+    for one in asked:
+        examples, listed, _ = zero_shot.read_asked(one)
+        assert [len(e.captions) for e in examples] == [1] * 4 and listed == 4
+    settings = [(one.gates, one.ties, zero_shot.clip_settings(one)) for one in asked]
+    paper, released = ClipSettings(12, 12), ClipSettings(12, 32, settings[1][2].margin)
+    assert settings == [(True, "against", paper), (False, "released", released)]
 
 
 # What goes wrong.
