@@ -6,8 +6,10 @@
 __all__ = ['drawable', 'new_bar', 'progress', 'chunks', 'Steps']
 
 # %% ../nbs/workshop/progress.ipynb #267e9e57
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 # %% ../nbs/workshop/progress.ipynb #7df48dda
 def drawable() -> bool:
@@ -27,8 +29,10 @@ def progress(
     what: str,
     total: int | None = None,  # default: their length
 ) -> Iterator:
-    "The items, with a bar while there are more."
-    yield from new_bar(items, desc=what, total=total, leave=False, delay=0.5)
+    "The items, with a bar while there are more; of several processes the first draws it."
+    first = os.environ.get("RANK", "0") == "0"
+    bar = partial(new_bar, desc=what, total=total, leave=False, delay=0.5)
+    yield from bar(items) if first else items
 
 # %% ../nbs/workshop/progress.ipynb #2520083a
 def chunks(

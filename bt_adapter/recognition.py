@@ -39,7 +39,11 @@ def accuracy(
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:  # "A@1" and so on, in percent
     "Percentage of clips whose class is among the first K."
-    found = metrics.rank_figures(metrics.ranks_in_pieces(video, classes, truth), len(classes), ks)
+    return _accuracy(metrics.ranks_in_pieces(video, classes, truth), len(classes), ks)
+
+
+def _accuracy(places, classes, ks=(1, 5)):
+    found = metrics.rank_figures(places, classes, ks)
     return {f"A@{k}": found[f"R@{k}"] for k in ks}
 
 # %% ../nbs/workshop/recognition.ipynb #0845a301
@@ -79,6 +83,7 @@ def judge_recognition(
     classes: dict[str, str],  # from `class_names`
     prompts: Sequence[str] = ("{}",),
     tokens: int | None = None,
+    listed: bool = True,  # make the rows of queries
 ) -> tuple[dict, list[dict]]:  # method -> figures; rows of queries
     "Recognition by all methods."
     labels, text = list(classes), class_features(clip, [*classes.values()], prompts, tokens)
@@ -86,11 +91,13 @@ def judge_recognition(
     device, figures, queries = clip.position.device, {}, []
     text = text.to(device)
     for name, video in encoded.on(device).video.items():
-        figures[name] = accuracy(video, text, truth)
-        places = metrics.ranks_in_pieces(video, text, truth).tolist()
+        places = metrics.ranks_in_pieces(video, text, truth)
+        figures[name] = _accuracy(places, len(labels))
+        if not listed:
+            continue
         first = metrics.nearest(video, text)[1].tolist()
         told = dict(zip(("adapter", "method"), name))
-        for example, rank, some in zip(encoded.examples, places, first, strict=True):
+        for example, rank, some in zip(encoded.examples, places.tolist(), first, strict=True):
             found = json.dumps([labels[j] for j in some])
             queries.append(
                 told | dict(clip=example.id, query=example.label, rank=rank, found=found)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OF_SCENES', 'RANKS', 'DATA_FIGURES', 'mean_pooled', 'adapted', 'wrong_orders', 'shuffled', 'embed', 'encode_clips',
-           'text_encoder', 'adapter_methods', 'over_seeds', 'weights_hash', 'csv_rows', 'side_by_side',
+           'text_encoder', 'ClipOrders', 'adapter_methods', 'over_seeds', 'weights_hash', 'csv_rows', 'side_by_side',
            'released_adapter', 'load_adapters', 'evaluated', 'check_examples', 'ShardClips', 'claim_folder', 'Encoded',
            'encode_examples', 'encode_captions', 'both_directions', 'query_rows', 'judge_retrieval', 'evaluate_data',
            'append_csv', 'check_csv', 'match_table', 'nearest', 'rank_figures', 'ranks', 'ranks_in_pieces',
@@ -44,8 +44,9 @@ from .datasets.loading import check_example
 from .files import told_path, write_whole
 from .folders import make_folder
 from .frozen_tower import fingerprint
-from .metrics import nearest, rank_figures, ranks_in_pieces
+from .metrics import nearest, rank_figures, ranks_by_ties
 from .pixels import transformed
+from .processes import all_of
 from .progress import progress
 from .released import load_released, read_file
 from .runs import versions
@@ -55,7 +56,7 @@ from .video import ClipError
 
 # %% ../nbs/workshop/retrieval.ipynb #70af22bd
 from .ledger import append_csv, check_csv  # noqa: F401
-from .metrics import match_table, ranks, recall_at_k  # noqa: F401
+from .metrics import match_table, ranks, ranks_in_pieces, recall_at_k  # noqa: F401
 
 _all_ = ["append_csv", "check_csv", "match_table", "nearest", "rank_figures", "ranks"]
 _all_ += ["ranks_in_pieces", "recall_at_k"]
@@ -92,7 +93,7 @@ def adapted(
 def wrong_orders(
     clips: int,
     frames: int,
-    rng: np.random.Generator,
+    rng: "np.random.Generator | ClipOrders",
 ) -> torch.Tensor:  # (clips, frames), indices of frames
     "A random order of frames for each clip, never the right one."
     if frames < 2:
@@ -105,7 +106,7 @@ def wrong_orders(
 # %% ../nbs/workshop/retrieval.ipynb #b3c14ddb
 def shuffled(
     model: BTAdapter,
-    rng: np.random.Generator,  # draws the orders, clip after clip
+    rng: "np.random.Generator | ClipOrders",  # draws the orders, clip after clip
     states: Sequence[torch.Tensor],  # as many as the branch reads, or more
 ) -> torch.Tensor:  # (b, c)
     "The embedding of BT-Adapter for clips whose frames come in a wrong order."
@@ -151,9 +152,24 @@ def text_encoder(
     return lambda texts: encode(tuple(texts))
 
 # %% ../nbs/workshop/retrieval.ipynb #6710d6c4
-def adapter_methods(model: BTAdapter, seed: int = 0) -> dict[str, Callable]:
-    "BT-Adapter with the frames in order and in wrong orders, which `seed` draws."
-    rng = np.random.default_rng(seed)
+class ClipOrders:
+    "Random numbers of wrong orders, a row for each clip of a data set, whoever embeds it and when."
+
+    def __init__(self, clips: int, frames: int, seed: int = 0):
+        self.rows, self.asked = np.random.default_rng(seed).random((clips, frames)), slice(None)
+
+    def random(self, size: tuple[int, int]) -> np.ndarray:  # (b, t)
+        "As a generator's: the rows of the clips `asked`."
+        return self.rows[self.asked]
+
+
+def adapter_methods(
+    model: BTAdapter,
+    seed: int = 0,
+    orders: ClipOrders | None = None,  # None: drawn clip after clip
+) -> dict[str, Callable]:
+    "BT-Adapter with the frames in order and in wrong orders, which `seed` draws, or `orders`."
+    rng = orders or np.random.default_rng(seed)
     name = strategy_of(model)
     return {name: partial(adapted, model), f"{name}, shuffled": partial(shuffled, model, rng)}
 
@@ -199,6 +215,7 @@ def csv_rows(
 # %% ../nbs/workshop/retrieval.ipynb #e2845da9
 def side_by_side(
     models: dict[str, BTAdapter],  # by the names of their rows
+    orders: ClipOrders | None = None,  # as in `adapter_methods`
 ) -> Iterator[tuple[FrozenCLIP, dict, int]]:  # CLIP, (adapter, method) -> function, `last`
     "For each CLIP, the methods to be compared: itself and the adapters beside it."
     clips = {name: weights_hash(model.clip) for name, model in models.items()}
@@ -207,7 +224,8 @@ def side_by_side(
         clip = next(iter(beside.values())).clip
         methods = {("", "frozen CLIP"): partial(mean_pooled, clip)}
         for name, model in beside.items():
-            methods |= {(name, method): f for method, f in adapter_methods(model).items()}
+            own = adapter_methods(model, orders=orders)
+            methods |= {(name, method): f for method, f in own.items()}
         yield clip, methods, max(map(states_of, beside.values()))
 
 # %% ../nbs/workshop/retrieval.ipynb #f0c1b1f3
@@ -371,6 +389,34 @@ def _joined(parts, examples, methods):
     read = [examples[i] for i in whole["index"].tolist()]
     return Encoded(read, {name: whole[n] for n, name in zip(_NUMBERS, methods)})
 
+# %% ../nbs/workshop/retrieval.ipynb #a6ceca66
+def _rounds(source):
+    "This process's batches; None in a round in which it has none."
+    at, end = source.position, len(source)
+    for some in source:
+        yield from itertools.repeat(None, source.position - 1 - at)
+        yield some
+        at = source.position
+    yield from itertools.repeat(None, end - at)
+
+
+def _found_by_all(source, encode, accelerator):
+    "The number of each batch with what a process found in it, nothing if all clips are broken."
+    rounds = _rounds(source)
+    for number in range(source.position, len(source)):
+        try:
+            some = next(rounds)
+            found = some and encode(some)
+        except TooManyBroken:
+            path, reason = next(iter(source.report.broken.items()))
+            found = (
+                f"{path} cannot be read ({reason}): mend it, or leave such clips out with --skip"
+            )
+        every = all_of(accelerator, found)
+        for fault in (one for one in every if isinstance(one, str)):
+            raise ValueError(fault)
+        yield from enumerate(every, number * source.world)
+
 # %% ../nbs/workshop/retrieval.ipynb #2413885c
 def encode_examples(
     clip: FrozenCLIP,
@@ -383,25 +429,32 @@ def encode_examples(
     folder: Path | None = None,  # from `claim_folder`: keeps the embeddings of each batch
     skip: bool = False,  # leave out clips that cannot be read
     reader: str = "pyav",  # as in `read_clip`
-) -> Encoded:
+    orders: ClipOrders | None = None,  # from which methods take the orders of the clips at hand
+    accelerator=None,  # of the processes that share the clips; None: this one alone
+) -> Encoded:  # the same in all processes
     "Embeddings of a data set's clips. Raises ValueError for clips that cannot be read."
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     how = dict(margin=settings.margin, reader=reader)
     dataset = ClipDataset(examples, clip.image_size, settings.frames, **how)
-    source = loader(dataset, batch, clip.tokenizer, workers=workers, share=float(skip))
-    earlier = (_kept(folder, n) for n in range(len(source) if folder else 0))
+    how = dict(workers=workers, share=float(skip), rank=rank, world=world)
+    source = loader(dataset, batch, clip.tokenizer, **how)
+
+    def encode(some):
+        if orders:
+            orders.asked = some.index.numpy()
+        found = embed(clip, normalize_frames(some.frames, clip), methods, last)
+        return {"index": some.index} | dict(zip(_NUMBERS, found.values()))
+
+    earlier = (_kept(folder, n) for n in range(len(source) * world if folder else 0))
     parts = [*itertools.takewhile(bool, earlier)]
-    source.position = len(parts)
-    try:
-        for some in progress(source, "encoding clips", len(source) - len(parts)):
-            found = embed(clip, normalize_frames(some.frames, clip), methods, last)
-            parts.append({"index": some.index} | dict(zip(_NUMBERS, found.values())))
-            if folder:
-                _keep(folder, source.position - 1, parts[-1])
-    except TooManyBroken:
-        path, reason = next(iter(source.report.broken.items()))
-        raise ValueError(
-            f"{path} cannot be read ({reason}): mend it, or leave such clips out with --skip"
-        ) from None
+    source.position = min(all_of(accelerator, len(parts))) // world  # whole rounds
+    parts, left = parts[: source.position * world], (len(source) - source.position) * world
+    for number, part in progress(
+        _found_by_all(source, encode, accelerator), "encoding clips", left
+    ):
+        parts += [part] if part else []
+        if folder and part and rank == 0:
+            _keep(folder, number, part)
     return _joined(parts, [*examples], methods)
 
 # %% ../nbs/workshop/retrieval.ipynb #106fda50
@@ -424,16 +477,17 @@ def both_directions(
     video: torch.Tensor,  # (n, c)
     text: torch.Tensor,  # (m, c)
     owner: torch.Tensor,  # (m,) the clip of each caption
-    ties: str = "against",  # as in `ranks`
+    ties: str = "against",  # of the figures, as in `ranks`
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:  # `DATA_FIGURES`; "T2V", "V2T" -> ranks
-    "From text to video and from video to text: figures, and the rank of each query."
-    places = {
-        "T2V": ranks_in_pieces(text, video, owner, ties=ties),
-        "V2T": ranks_in_pieces(video, text, offered=owner, ties=ties),
+    "From text to video and from video to text: figures, and each query's rank, ties against it."
+    both = {
+        "T2V": ranks_by_ties(text, video, owner, ties=ties),
+        "V2T": ranks_by_ties(video, text, offered=owner, ties=ties),
     }
     sizes = {"T2V": len(video), "V2T": len(text)}
-    found = {way: rank_figures(places[way], sizes[way]) for way in places}
-    return {f"{way} {name}": v for way in found for name, v in found[way].items()}, places
+    found = {way: rank_figures(counted, sizes[way]) for way, (_, counted) in both.items()}
+    figures = {f"{way} {name}": v for way in found for name, v in found[way].items()}
+    return figures, {way: places for way, (places, _) in both.items()}
 
 # %% ../nbs/workshop/retrieval.ipynb #d1d4c325
 def query_rows(
@@ -441,17 +495,18 @@ def query_rows(
     name: Hashable,  # of a method
     text: torch.Tensor,  # (m, c)
     owner: torch.Tensor,  # (m,)
+    places: dict[str, torch.Tensor],  # from `both_directions`
     k: int = 5,
     faiss: bool = False,  # as in `nearest`
 ) -> list[dict]:  # one row a query
-    "Each query with the rank of its match, ties against it, and the first k that were found."
+    "Each query with the rank of its match and the first k that were found."
     video, ids = encoded.video[name], [example.id for example in encoded.examples]
     captions = [caption for example in encoded.examples for caption in example.captions]
     ways = {
         "T2V": (text, video, captions, [ids[i] for i in owner.tolist()], ids),
         "V2T": (video, text, ids, ids, captions),
     }
-    rows, (_, places) = [], both_directions(video, text, owner)
+    rows = []
     for way, (asked, held, queries, clips, answers) in ways.items():
         for i, found in enumerate(nearest(asked, held, k, faiss)[1].tolist()):
             first = json.dumps([answers[j] for j in found], ensure_ascii=False)
@@ -466,15 +521,17 @@ def judge_retrieval(
     tokens: int | None = None,  # of a caption at most
     ties: str = "against",  # as in `ranks`
     faiss: bool = False,  # as in `nearest`
+    listed: bool = True,  # make the rows of queries
 ) -> tuple[dict, list[dict]]:  # method -> figures; rows of queries
     "Retrieval in both directions by all methods."
     text, owner = encode_captions(clip, encoded.examples, tokens)
     device, figures, queries = clip.position.device, {}, []
     here, text = encoded.on(device), text.to(device)
     for name, video in here.video.items():
-        figures[name] = both_directions(video, text, owner, ties)[0]
+        figures[name], places = both_directions(video, text, owner, ties)
         told = dict(zip(("adapter", "method"), name))
-        queries += [told | row for row in query_rows(here, name, text, owner, faiss=faiss)]
+        rows = query_rows(here, name, text, owner, places, faiss=faiss) if listed else []
+        queries += [told | row for row in rows]
     return figures, queries
 
 # %% ../nbs/workshop/retrieval.ipynb #d6a872ee
@@ -484,19 +541,23 @@ def evaluate_data(
     settings: ClipSettings,
     judge: Callable,  # as `judge_retrieval` after its first two arguments are given
     folder: Path | None = None,  # keeps the embeddings
+    accelerator=None,  # of the processes that share the clips; None: this one alone
     **options,  # of `encode_examples`
-) -> tuple[list[dict], list[dict]]:  # rows of figures, rows of queries
+) -> tuple[list[dict], list[dict]]:  # rows of figures, of queries; none but in the first process
     "The frozen CLIPs and all adapters on the clips of a data set."
     listed = hashlib.sha256(repr([(e.id, e.path, e.span) for e in examples]).encode())
     identity = dict(settings=asdict(settings), clips=listed.hexdigest()[:12])
     identity |= dict(weights=[weights_hash(model) for model in models.values()])
     identity |= {name: options.get(name) for name in ("batch", "skip")}
+    options |= dict(orders=ClipOrders(len(examples), settings.frames), accelerator=accelerator)
     rows, queries = [], []
-    for number, (clip, methods, last) in enumerate(side_by_side(models)):
+    for number, (clip, methods, last) in enumerate(side_by_side(models, options["orders"])):
         own = folder and folder / str(number)
         if own:
             claim_folder(own, **identity)
         encoded = encode_examples(clip, examples, methods, last, settings, folder=own, **options)
+        if accelerator and not accelerator.is_main_process:
+            continue
         figures, asked = judge(clip, encoded)
         for name, found in figures.items():
             told = dict(zip(("adapter", "method"), name), fingerprint=clip.fingerprint)

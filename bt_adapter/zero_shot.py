@@ -8,6 +8,7 @@ __all__ = ['MARK', 'DATA_COLUMNS', 'WAYS', 'clip_settings', 'load_asked', 'check
 
 # %% ../nbs/workshop/zero_shot.ipynb #5e2d9c83
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .datasets import CLIP_PRESETS, INDEX, ClipSettings, Example, Shards, read_e
 from .evaluation import Evaluation, check_named
 from .moving_shapes import gallery
 from .precision import why_unusable
+from .processes import sharing
 from .recognition import RECOGNITION_FIGURES, class_names, judge_recognition
 from .scenes import COLUMNS, FIGURES, TWO_COLUMNS, TWO_FIGURES, compare
 from .spent import COST
@@ -84,12 +86,12 @@ def judge_of(asked: Evaluation, examples: Sequence[Example], tokens: int):
 
     `examples` are all that the annotation lists: classes without a clip are classes, too."""
     if all(example.label is not None for example in examples):
-        names, prompts = class_names(examples, asked.classes), asked.prompt or ["{}"]
-        judge = partial(judge_recognition, classes=names, prompts=prompts, tokens=tokens)
-        return judge, RECOGNITION_FIGURES
+        how = dict(tokens=tokens, listed=bool(asked.queries), prompts=asked.prompt or ["{}"])
+        names = class_names(examples, asked.classes)
+        return partial(judge_recognition, classes=names, **how), RECOGNITION_FIGURES
     if asked.classes or asked.prompt:
         raise ValueError("--classes and --prompt are for clips with labels, and these have none")
-    how = dict(tokens=tokens, ties=asked.ties, faiss=asked.faiss)
+    how = dict(tokens=tokens, ties=asked.ties, faiss=asked.faiss, listed=bool(asked.queries))
     return partial(retrieval.judge_retrieval, **how), retrieval.DATA_FIGURES
 
 # %% ../nbs/workshop/zero_shot.ipynb #1ff7b0aa
@@ -107,7 +109,10 @@ def read_asked(asked: Evaluation):
     return source, len(source.listed), source
 
 # %% ../nbs/workshop/zero_shot.ipynb #c6d665c5
-def evaluate_examples(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; models
+def evaluate_examples(
+    asked: Evaluation,
+    accelerator=None,  # of the processes that share the clips; None: this one alone
+) -> tuple[list[dict], dict]:  # rows, none but in the first process; models
     "A data set: rows for the table; the CSV files are written."
     settings, (examples, listed, every) = clip_settings(asked), read_asked(asked)
     judge, figures = judge_of(asked, every, settings.tokens)
@@ -117,8 +122,10 @@ def evaluate_examples(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; mo
     models = load_asked(asked)
     options = dict(batch=asked.batch, workers=asked.workers, skip=asked.skip, reader=asked.reader)
     rows, queries = retrieval.evaluate_data(
-        models, examples, settings, judge, asked.keep, **options
+        models, examples, settings, judge, asked.keep, accelerator, **options
     )
+    if not rows:
+        return [], models
     left = {"data": Path(asked.data).name, "left out": listed - rows[0]["clips"]}
     if asked.csv:
         same = left | vars(settings) | dict(split=asked.split)
@@ -147,6 +154,14 @@ def printed(rows: list[dict]) -> dict[str, list[dict]]:  # title -> rows
 
 # %% ../nbs/workshop/zero_shot.ipynb #e7088f60
 def evaluate(asked: Evaluation) -> tuple[list[dict], dict]:  # rows; models by name
-    "Find clips by caption and captions by clip, or name what happens, beside the frozen CLIP."
-    check_asked(asked)
-    return evaluate_examples(asked) if asked.data else evaluate_gallery(asked)
+    """Find clips by caption and captions by clip, or name what happens, beside the frozen CLIP.
+
+    Of several processes the first alone has rows, and writes."""
+    with sharing() as accelerator:
+        if accelerator and asked.device == "cuda":
+            asked = replace(asked, device=f"cuda:{accelerator.local_process_index}")
+        check_asked(asked)
+        if asked.data:
+            return evaluate_examples(asked, accelerator)
+        lone = accelerator is None or accelerator.is_main_process
+        return evaluate_gallery(asked) if lone else ([], {})

@@ -215,6 +215,23 @@ def test_kinetics_and_msrvtt_by_split(tmp_path):
         read_examples(path, "msrvtt", split="validate")
 
 
+def test_msrvtt_is_1k_a_as_a_csv_and_all_captions_as_json(tmp_path):
+    """A thousand clips with a caption each, or every clip with all of its captions."""
+    names = [f"video{7010 + n}" for n in range(1000)]
+    rows = [f"ret{n},msr{n},{name},caption {n}" for n, name in enumerate(names)]
+    text = "\n".join(["key,vid_key,video_id,sentence", *rows])
+    found = read_examples(write(tmp_path / "MSRVTT_JSFUSION_test.csv", text), "msrvtt")
+    assert [e.id for e in found] == names
+    assert [e.captions for e in found] == [(f"caption {n}",) for n in range(1000)]
+    parts = dict(a="train", b="validate", c="test")
+    videos = [dict(video_id=name, split=part) for name, part in parts.items()]
+    said = [dict(video_id=name, caption=f"{name} {n}") for n in range(20) for name in parts]
+    path = write(tmp_path / "m.json", json.dumps(dict(videos=videos, sentences=said)))
+    assert [(e.id, len(e.captions)) for e in read_examples(path, "msrvtt")] == [
+        (name, 20) for name in parts
+    ]
+
+
 def test_classes_in_words(tmp_path):
     folder = tmp_path / "splits"
     folder.mkdir()

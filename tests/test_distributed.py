@@ -1,5 +1,6 @@
-"""Several processes at their shares of a batch are one process at the whole batch."""
+"""Several processes at their shares are one process at the whole: in training, in evaluation."""
 
+import csv
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import torch
 from tiny_runs import Source, tiny_adapter
 
 from bt_adapter import trainer as engine
+from bt_adapter.backbone import samples_folder
 from bt_adapter.masking import tube_mask
 
 WORK = """
@@ -170,3 +172,128 @@ def test_a_lost_process_is_one_sentence_and_the_checkpoint_stays(tmp_path):
     for rank, items in ((0, 3), (1, 20)):
         assert found[f"fine {rank}"] == dict(items=[*range(items)])
     assert (tmp_path / "fine" / "training.json").is_file()
+
+
+EVALUATED = """
+import json, os, sys, accelerate, torch
+from contextlib import redirect_stderr, redirect_stdout
+from bt_adapter import retrieval, zero_shot
+from bt_adapter.cli.evaluate import main
+torch.set_num_threads(1)
+
+def work(name, rank, world, port, options):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=port)
+    os.environ.update(WORLD_SIZE=str(world))
+    sys.argv = ["bta-evaluate", *options]
+    embed, embedded = retrieval.embed, []
+
+    def counted(clip, frames, *how):
+        if name == "lost" and rank == 1 and len(embedded) == 1:
+            os._exit(9)
+        embedded.append(len(frames))
+        return embed(clip, frames, *how)
+
+    retrieval.embed, ended = counted, 0
+    with open(f"{name} {rank}.out", "w") as out, open(f"{name} {rank}.err", "w") as err:
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as left:
+                ended = left.code or 0
+    with open(f"{name} {rank}.json", "w") as file:
+        json.dump(dict(ended=ended, embedded=embedded), file)
+    os._exit(0)
+
+for name, world, port, options in json.loads(sys.argv[1]):
+    children = []
+    for rank in range(world):
+        number = os.fork()
+        if number == 0:
+            work(name, rank, world, port, options)
+        children.append(number)
+    for number in children:
+        os.waitpid(number, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder of evaluations by one process and by two: what each printed, wrote and did."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    clips = sorted((samples_folder() / "clips").glob("*.mp4"))[:5]
+    lines = ["path,caption", *(f"{clip},it can {clip.stem}" for clip in clips)]
+    (folder / "whole.csv").write_text("\n".join(lines) + "\n")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    lines[4] = f"{folder / 'broken.mp4'},it is broken"  # of the second process in its second round
+    (folder / "broken.csv").write_text("\n".join(lines) + "\n")
+    jobs = []
+
+    def job(name, world, data, *options):
+        how = ["moving-shapes", "--data", data, "--frames", "3", "--batch", "1", "--json"]
+        jobs.append((name, world, str(free_port()), [*how, *options]))
+
+    for name, data, options in (("whole", "whole.csv", ()), ("skip", "broken.csv", ("--skip",))):
+        for world in (1, 2):
+            own = f"{name}-{world}"
+            files = ("--csv", f"{own}-rows.csv", "--queries", f"{own}-queries.csv", "--keep", own)
+            job(own, world, data, *options, *files)
+    job("whole-again", 2, "whole.csv", "--keep", "whole-1")
+    job("refused", 2, "broken.csv")
+    job("lost", 2, "whole.csv")
+    job("shapes", 2, "whole.csv")
+    jobs[-1][3][1:] = ["--limit", "4", "--frames", "2", "--csv", "shapes.csv", "--json"]
+    env = os.environ | dict(MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
+    command = [sys.executable, "-c", EVALUATED, json.dumps(jobs)]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def told(folder, name, rank=0):
+    """Standard output and error of one process, exit status, and clips of each batch."""
+    ended = json.loads((folder / f"{name} {rank}.json").read_text())
+    texts = [(folder / f"{name} {rank}.{end}").read_text() for end in ("out", "err")]
+    return *texts, ended["ended"], ended["embedded"]
+
+
+@pytest.mark.parametrize(("name", "shares"), [("whole", (3, 2)), ("skip", (3, 1))])
+def test_an_evaluation_by_two_processes_is_that_of_one(name, shares, evaluated):
+    """With a round that not all have a clip in, and one in which a clip is broken."""
+    alone, _, ended, embedded = told(evaluated, f"{name}-1")
+    assert ended == 0 and sum(embedded) == sum(shares) and len(json.loads(alone)["percent"]) == 3
+    for rank, share in enumerate(shares):
+        printed, errors, ended, embedded = told(evaluated, f"{name}-2", rank)
+        assert (printed, ended, len(embedded)) == (alone if rank == 0 else "", 0, share), errors
+        assert "Traceback" not in errors and (rank == 0 or not errors)
+    queries = [(evaluated / f"{name}-{n}-queries.csv").read_bytes() for n in (1, 2)]
+    assert queries[0] == queries[1] and queries[0].count(b"\n") == 1 + 3 * 2 * sum(shares)
+    rows = [list(csv.DictReader(open(evaluated / f"{name}-{n}-rows.csv"))) for n in (1, 2)]
+    for row in rows[0] + rows[1]:
+        del row["command"]  # names its own files
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+
+
+def test_two_processes_go_on_with_what_one_has_kept(evaluated):
+    printed, _, ended, embedded = told(evaluated, "whole-again")
+    assert printed == told(evaluated, "whole-1")[0] and ended == 0
+    assert len(embedded) == 1 and not told(evaluated, "whole-again", 1)[3]  # of the last round
+    kept = [
+        {f.name: f.read_bytes() for f in (evaluated / f"whole-{n}/0").iterdir()} for n in (1, 2)
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 6
+
+
+def test_what_one_of_two_evaluating_processes_meets_is_told(evaluated):
+    for rank in (0, 1):
+        printed, errors, ended, _ = told(evaluated, "refused", rank)
+        assert not printed and ended == 2 and "broken.mp4 cannot be read (" in errors
+    printed, errors, ended, _ = told(evaluated, "lost")
+    assert not printed and ended == 2
+    assert "error: process 1 of 2 has ended" in errors and "gloo" not in errors
+    assert "Run the same command again." in errors and "Traceback" not in errors
+
+
+def test_the_first_of_two_processes_judges_moving_shapes(evaluated):
+    assert len(json.loads(told(evaluated, "shapes")[0])["percent"]) == 3
+    assert told(evaluated, "shapes", 1)[0] == ""
+    assert (evaluated / "shapes.csv").read_text().count("\n") == 1 + 3

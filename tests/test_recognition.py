@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +20,7 @@ from bt_adapter.backbone import load_clip, samples_folder
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.cli.evaluate import main
 from bt_adapter.datasets import (
+    ClipSettings,
     crop_frames,
     encode_tokens,
     normalize_frames,
@@ -25,7 +28,7 @@ from bt_adapter.datasets import (
     tokenize,
     write_shards,
 )
-from bt_adapter.metrics import ranks, recall_at_k
+from bt_adapter.metrics import rank_figures, ranks, recall_at_k
 from bt_adapter.recognition import (
     accuracy,
     class_features,
@@ -39,6 +42,7 @@ from bt_adapter.video import read_clip
 WORDS = ["brush hair", "cartwheel", "ride bike", "apply eye makeup"]
 LABELS = ["brush_hair", "cartwheel", "RideBike", "ApplyEyeMakeup"]
 CLIPS = ["left", "grow", "orbit", "turn"]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +249,26 @@ def check_files(folder, rows, frames, tokens):
         assert all(len(json.loads(q["found"])) == min(5, len(json.loads(q["found"]))) for q in mine)
 
 
+def test_the_readme_judges_msrvtt_by_1k_a_with_the_gates_it_names(monkeypatch, tmp_path):
+    """Its command, and the next row's options, on four clips laid out as 1K-A is."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    pattern = r"`bta-evaluate ([^`]*--format msrvtt[^`]*)` \|\n.*`(--no-gates [^`]*)`"
+    ((command, others),) = re.findall(pattern, page)
+    msrvtt(tmp_path)
+    (tmp_path / "test.csv").rename(tmp_path / "MSRVTT_JSFUSION_test.csv")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("bt_adapter.cli.evaluate.tell_results", lambda e, _: asked.append(e))
+    for options in (command, f"{command} {others}"):
+        assert run(monkeypatch, *options.split()) == 0
+    for one in asked:
+        examples, listed, _ = zero_shot.read_asked(one)
+        assert [len(e.captions) for e in examples] == [1] * 4 and listed == 4
+    settings = [(one.gates, one.ties, zero_shot.clip_settings(one)) for one in asked]
+    paper, released = ClipSettings(12, 12), ClipSettings(12, 32, settings[1][2].margin)
+    assert settings == [(True, "against", paper), (False, "released", released)]
+
+
 # What goes wrong.
 
 
@@ -333,7 +357,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(table, adapter, monkeypatch,
     assert run(monkeypatch, *arguments) == 0
     assert len(calls) == 3 + 3  # clips 1 to 3; clip 0 was there
     resumed, straight = (json.loads(x)["percent"] for x in (capsys.readouterr().out, straight))
-    assert resumed[:2] == straight[:2]  # wrong orders are drawn anew
+    assert resumed == straight  # wrong orders too: each clip has its own
     monkeypatch.setattr(retrieval, "embed", embed)
     refused(monkeypatch, capsys, "holds another evaluation", *arguments, "--frames", 3)
 
@@ -389,15 +413,64 @@ def test_ranks_are_counted_on_the_device_of_the_model(monkeypatch):
     def first(queries, candidates, *args):
         return places(queries, candidates), torch.zeros(2, 1, dtype=torch.long)
 
+    both = lambda *args, **options: (places(*args, **options),) * 2  # noqa: E731
     for module in (metrics, retrieval):
-        monkeypatch.setattr(module, "ranks_in_pieces", places)
+        monkeypatch.setattr(module, "ranks_by_ties", both)
         monkeypatch.setattr(module, "nearest", first)
     monkeypatch.setattr(retrieval, "encode_captions", lambda *a: (torch.eye(2), torch.arange(2)))
     retrieval.judge_retrieval(clip, encoded)
-    assert len(seen) == 6
+    assert len(seen) == 4
     monkeypatch.setattr("bt_adapter.recognition.class_features", lambda *a: torch.eye(2))
     judge_recognition(clip, encoded, {"x": "x", "y": "y"})
-    assert len(seen) == 9 and {*seen} == {("meta", "meta")}
+    assert len(seen) == 6 and {*seen} == {("meta", "meta")}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often queries are ranked, and looked for to be listed."""
+    calls = []
+    for name in ("_both_ranks", "_pieces"):
+        original = getattr(metrics, name)
+        monkeypatch.setattr(
+            metrics, name, lambda *a, name=name, do=original: calls.append(name) or do(*a)
+        )
+    return lambda: (calls.count("_both_ranks"), calls.count("_pieces"))
+
+
+@pytest.mark.parametrize("ties", ["against", "released"])
+def test_ranks_are_counted_once_and_queries_listed_when_asked_for(ties, counted, monkeypatch):
+    """Small whole numbers: many ties, by which the two ways to count them differ."""
+    draw = torch.Generator().manual_seed(0)
+    video, text = (torch.randint(-1, 2, (n, 3), generator=draw).float() for n in (12, 30))
+    owner = torch.cat([torch.arange(12), torch.randint(12, (18,), generator=draw)]).sort().values
+    said = [[f"{i} {n}" for n in range(int((owner == i).sum()))] for i in range(12)]
+    examples = [SimpleNamespace(id=f"c{i}", captions=words) for i, words in enumerate(said)]
+    encoded = retrieval.Encoded(examples, {("", "m"): video})
+    monkeypatch.setattr(retrieval, "encode_captions", lambda *args: (text, owner))
+    clip = SimpleNamespace(position=torch.ones(1))
+    figures, none = retrieval.judge_retrieval(clip, encoded, ties=ties, listed=False)
+    assert none == [] and counted() == (2, 2)  # two directions
+    same, rows = retrieval.judge_retrieval(clip, encoded, ties=ties)
+    assert same == figures and counted() == (4, 6)  # and two directions to be listed
+    ways = {"T2V": (text, video, owner), "V2T": (video, text, None, owner)}
+    for way, which in ways.items():
+        found = rank_figures(metrics.ranks_in_pieces(*which, ties=ties), len(which[1]))
+        assert {name: figures["", "m"][f"{way} {name}"] for name in found} == found
+        plain = metrics.ranks_in_pieces(*which).tolist()
+        assert [row["rank"] for row in rows if row["direction"] == way] == plain
+
+
+def test_recognition_ranks_once_and_lists_when_asked_for(counted, monkeypatch):
+    video, names = torch.eye(4), {label: label for label in LABELS}
+    examples = [SimpleNamespace(id=label, label=label) for label in LABELS]
+    encoded = retrieval.Encoded(examples, {("", "m"): video})
+    monkeypatch.setattr(recognition, "class_features", lambda *args: torch.eye(4).flip(0))
+    clip = SimpleNamespace(position=torch.ones(1))
+    figures, none = judge_recognition(clip, encoded, names, listed=False)
+    assert none == [] and counted() == (1, 1)
+    same, rows = judge_recognition(clip, encoded, names)
+    assert same == figures == {("", "m"): {"A@1": 0.0, "A@5": 100.0}} and counted() == (2, 3)
+    assert [row["rank"] for row in rows] == [4] * 4
 
 
 def test_both_directions_are_printed_in_words_that_are_whole(table, adapter, monkeypatch, capsys):

@@ -31,6 +31,7 @@ from bt_adapter.metrics import (
 from bt_adapter.moving_shapes import caption, gallery, random_scene, render
 from bt_adapter.released import load_released, save_released
 from bt_adapter.retrieval import (
+    ClipOrders,
     adapted,
     adapter_methods,
     encode_clips,
@@ -303,6 +304,14 @@ def test_adapters_of_different_depth_are_scored_as_if_alone(folders):
         alone = gallery_scores(one, scenes)[1:]
         together = [row for row in rows if row["adapter"] == name]
         assert [{k: row[k] for k in alone[0]} for row in together] == alone
+
+
+def test_each_clip_has_its_own_wrong_order_in_any_batch():
+    """The order that a generator would draw for it, clip after clip."""
+    plain, orders = wrong_orders(7, 4, np.random.default_rng(3)), ClipOrders(7, 4, seed=3)
+    for batch in ([5, 6], [0, 3], [4], [1, 2]):
+        orders.asked = np.array(batch)
+        assert torch.equal(wrong_orders(len(batch), 4, orders), plain[batch])
 
 
 def test_both_directions_of_retrieval():

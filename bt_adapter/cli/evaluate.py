@@ -6,6 +6,8 @@
 __all__ = ['app', 'OTHERS', 'check_files', 'evaluate', 'tell_results', 'main']
 
 # %% ../../nbs/workshop/cli/evaluate.ipynb #2ecd6519
+import os
+
 from . import options
 from .console import command, loading, made_of, run, show
 from ..evaluation import NEEDS, Evaluation, check_named
@@ -76,9 +78,12 @@ def evaluate(
 def tell_results(asked: Evaluation, as_json: bool):
     "Do what is asked for, and show it."
     check_files(asked)
-    with loading(None if as_json else "evaluating"):
+    others = os.environ.get("RANK", "0") != "0"  # the first of several processes tells
+    with loading(None if as_json or others else "evaluating"):
         from .. import retrieval, zero_shot
     rows, models = zero_shot.evaluate(asked)
+    if others:
+        return
     tables = {"percent": rows} if as_json else zero_shot.printed(rows)
     show(tables | {"evaluated": retrieval.evaluated(models)}, as_json)
 
