@@ -13,7 +13,6 @@ import torch
 from ..backbone import samples_folder
 from ..branch import BTAdapter
 from .answers import Exercise, choice, number
-from ..explorer.recording import Recording, Words
 from ..interventions import knock_out, time_heads
 from ..video import read_clip
 
@@ -21,6 +20,8 @@ from ..video import read_clip
 @lru_cache
 def lost() -> tuple[float, float, float]:
     "The margin of the clip; what each head alone takes of it, added up; what all take together."
+    from ..explorer.recording import Recording, Words  # which load matplotlib
+
     model = BTAdapter.from_pretrained("moving-shapes")
     frames = model.clip.transform(read_clip(samples_folder() / "clips" / "clockwise.mp4"))[None]
     states = model.clip.layer_outputs(frames, model.config.states)
