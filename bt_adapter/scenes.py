@@ -194,7 +194,7 @@ def seldom_groups(
     some = [[s for s in group if s.things[0].motion in SELDOM] for group in groups]
     orders = chain.from_iterable(rng.permutation(len(some)) for _ in range(3))
     scenes = [scene for i in orders for scene in some[i]]
-    return [scenes[i : i + len(world.MOTIONS)] for i in range(0, len(scenes), len(world.MOTIONS))]
+    return list(chunks(scenes, len(world.MOTIONS)))
 
 
 def scenes_of_both(
