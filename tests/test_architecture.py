@@ -1,14 +1,13 @@
 """How the package is cut: who may import what, who may print, and how long a part may be."""
 
 import ast
-import json
 import re
 from importlib import import_module
 
 from first_cells import directives
 from test_interface import TREES, package_imports
 from test_notebooks import LESSONS, SOURCES, cells, module_names
-from test_packaging import PACKAGE, python
+from test_packaging import PACKAGE, what_loads
 
 LONGEST, MOST_CELLS = 600, 110
 ENGINE = "circuit files interventions ledger metrics pretrain retrieval runs store trainer".split()
@@ -66,10 +65,11 @@ def test_exceptions_tell_what_is_wrong_and_are_no_way_out():
 
 
 def test_the_engine_loads_neither_the_rendered_world_nor_matplotlib():
-    for module in ENGINE:
-        code = f"import sys, json, bt_adapter.{module}; print(json.dumps([*sys.modules]))"
-        wrong = WORLD.intersection(json.loads(python(code)))
-        assert not wrong, f"bt_adapter.{module} loads {sorted(wrong)}"
+    modules = [f"bt_adapter.{name}" for name in ENGINE]
+    found = what_loads([], modules)
+    assert all(module in found[module] for module in modules), found
+    wrong = {module: sorted(WORLD.intersection(names)) for module, names in found.items()}
+    assert not any(wrong.values()), {module: names for module, names in wrong.items() if names}
 
 
 def test_no_module_is_too_long():
@@ -109,8 +109,8 @@ ONE_WAY = {
 
 
 def test_one_way_each():
+    texts = {module: ast.unparse(tree) for module, tree in TREES.items()}
     for what, (form, allowed) in ONE_WAY.items():
-        texts = {module: ast.unparse(tree) for module, tree in TREES.items()}
         found = {module for module, text in texts.items() if re.search(form, text)}
         assert found <= allowed, f"{what} is the matter of {allowed}: {sorted(found - allowed)}"
         assert found, f"{what}: {form} is nowhere"

@@ -99,7 +99,7 @@ WHAT_LOADS = """
 import importlib, json, os, sys
 
 def loaded(module):
-    "The top-level packages that are there once a module is imported, in a forked process."
+    "The modules that are there once a module is imported, in a forked process."
     reading, writing = os.pipe()
     if os.fork() == 0:
         with open(writing, "w") as out:
@@ -113,13 +113,19 @@ def loaded(module):
     with open(reading) as said:
         names = json.loads(said.read() or '["nothing: it cannot be imported"]')
     os.wait()
-    return sorted({name.split(".")[0] for name in names})
+    return names
 
 found = {module: loaded(module) for module in WITHOUT_TORCH}
 import torch  # once, for all
 found |= {module: loaded(module) for module in WITH_TORCH}
 print(json.dumps(found))
 """
+
+
+def what_loads(without_torch, with_torch):
+    """All modules that are there once one is imported: {module: names}."""
+    lists = f"WITHOUT_TORCH = {without_torch}\nWITH_TORCH = {with_torch}\n"
+    return json.loads(python(lists + WHAT_LOADS))
 
 
 def not_to_load(module):
@@ -133,8 +139,8 @@ def not_to_load(module):
 def test_a_module_loads_nothing_that_it_does_not_need():
     modules = ["bt_adapter", *(f"bt_adapter.{name}" for name in MODULES)]
     light = [module for module in modules if "torch" in not_to_load(module)]
-    lists = f"WITHOUT_TORCH = {light}\nWITH_TORCH = {[m for m in modules if m not in light]}\n"
-    found = json.loads(python(lists + WHAT_LOADS))
+    found = what_loads(light, [m for m in modules if m not in light])
+    found = {module: {name.split(".")[0] for name in names} for module, names in found.items()}
     assert all("bt_adapter" in found[module] for module in modules), found
     wrong = {module: sorted(not_to_load(module).intersection(found[module])) for module in modules}
     assert not any(wrong.values()), {module: names for module, names in wrong.items() if names}

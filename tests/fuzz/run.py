@@ -236,7 +236,8 @@ class Watch:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.over()
-        elif time.monotonic() - self.began > self.share + 2:  # one that has no time limit itself
+        elif time.monotonic() - self.began > self.share + (2 if self.row["executions"] else 60):
+            # It has no time limit itself, and where others take the cores it begins late.
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.over()
