@@ -7,7 +7,7 @@ from importlib import import_module
 from first_cells import directives
 from test_interface import TREES, package_imports
 from test_notebooks import LESSONS, SOURCES, cells, module_names
-from test_packaging import PACKAGE, what_loads
+from test_packaging import PACKAGE, loads_of
 
 LONGEST, MOST_CELLS = 600, 110
 ENGINE = "circuit files interventions ledger metrics pretrain retrieval runs store trainer".split()
@@ -65,11 +65,7 @@ def test_exceptions_tell_what_is_wrong_and_are_no_way_out():
 
 
 def test_the_engine_loads_neither_the_rendered_world_nor_matplotlib():
-    modules = [f"bt_adapter.{name}" for name in ENGINE]
-    found = what_loads([], modules)
-    assert all(module in found[module] for module in modules), found
-    wrong = {module: sorted(WORLD.intersection(names)) for module, names in found.items()}
-    assert not any(wrong.values()), {module: names for module, names in wrong.items() if names}
+    assert not loads_of([f"bt_adapter.{name}" for name in ENGINE], WORLD)
 
 
 def test_no_module_is_too_long():

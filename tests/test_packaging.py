@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import defaultdict
 from configparser import ConfigParser
 from importlib.metadata import entry_points, metadata, packages_distributions, requires
 
@@ -96,36 +97,23 @@ DRAWS |= {"front_page", "released.pictures", "strategy_figures", "timecheck.draw
 WITHOUT_TORCH = {"benchmark", "clip_names", "evaluation", "progress", "timecheck_plugin"}
 WITHOUT_TORCH |= {module for module in MODULES if module.startswith(("cli.", "benchmark."))}
 WHAT_LOADS = """
-import importlib, json, os, sys
-
-def loaded(module):
-    "The modules that are there once a module is imported, in a forked process."
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        with open(writing, "w") as out:
-            try:
-                importlib.import_module(module)
-                print(json.dumps(sorted(sys.modules)), file=out)
-            finally:
-                out.flush()
-                os._exit(0)
-    os.close(writing)
-    with open(reading) as said:
-        names = json.loads(said.read() or '["nothing: it cannot be imported"]')
-    os.wait()
-    return names
-
-found = {module: loaded(module) for module in WITHOUT_TORCH}
-import torch  # once, for all
-found |= {module: loaded(module) for module in WITH_TORCH}
-print(json.dumps(found))
+import importlib, json, sys
+for module in MODULES:
+    importlib.import_module(module)
+print(json.dumps([*sys.modules]))
 """
 
 
-def what_loads(without_torch, with_torch):
-    """All modules that are there once one is imported: {module: names}."""
-    lists = f"WITHOUT_TORCH = {without_torch}\nWITH_TORCH = {with_torch}\n"
-    return json.loads(python(lists + WHAT_LOADS))
+def loaded(modules):
+    """All that is there once these are imported into a fresh interpreter."""
+    return {*json.loads(python(f"MODULES = {modules}\n{WHAT_LOADS}"))}
+
+
+def loads_of(modules, unwanted):
+    """{module: what it loads of the unwanted}; one by one only if all together load any of it."""
+    found = unwanted & loaded(modules)
+    each = {module: unwanted & loaded([module]) for module in modules} if found else {}
+    return {module: sorted(names) for module, names in each.items() if names}
 
 
 def not_to_load(module):
@@ -136,14 +124,20 @@ def not_to_load(module):
     return LATE if {name, name.split(".")[0]} & DRAWS else LATE | PICTURES
 
 
-def test_a_module_loads_nothing_that_it_does_not_need():
-    modules = ["bt_adapter", *(f"bt_adapter.{name}" for name in MODULES)]
-    light = [module for module in modules if "torch" in not_to_load(module)]
-    found = what_loads(light, [m for m in modules if m not in light])
-    found = {module: {name.split(".")[0] for name in names} for module, names in found.items()}
-    assert all("bt_adapter" in found[module] for module in modules), found
-    wrong = {module: sorted(not_to_load(module).intersection(found[module])) for module in modules}
-    assert not any(wrong.values()), {module: names for module, names in wrong.items() if names}
+@pytest.mark.parametrize("light", [True, False], ids=["light", "heavy"])
+def test_a_module_loads_nothing_that_it_does_not_need(light):
+    alike = defaultdict(list)  # by what they may not load
+    for module in ["bt_adapter", *(f"bt_adapter.{name}" for name in MODULES)]:
+        alike[frozenset(not_to_load(module))].append(module)
+    chosen = {names: modules for names, modules in alike.items() if ("torch" in names) == light}
+    assert chosen
+    for names, modules in chosen.items():
+        assert not loads_of(modules, names)
+
+
+def test_what_loads_too_much_is_named():
+    heavy = "bt_adapter.clip_names"
+    assert loads_of(["bt_adapter.progress", heavy], {heavy}) == {heavy: [heavy]}
 
 
 TOP = """
