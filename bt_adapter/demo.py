@@ -20,7 +20,6 @@ from einops import rearrange, reduce
 from PIL import Image
 
 # %% ../nbs/workshop/demo.ipynb #6a339b17
-from .backbone import samples_folder
 from .branch import BTAdapter
 from .figures import contact_sheet, matrix
 from .files import write_whole
@@ -37,6 +36,7 @@ from .moving_shapes import (
 )
 from .progress import progress
 from .scenes import FIGURES, scores
+from .shipped import SHIPPED, samples_folder
 from .small_clip import vocabulary
 from .terminal import shown
 from .video import ClipError, read_clips, write_clip
@@ -298,7 +298,7 @@ def notes(
     found = [] if captions else ["give --captions to rank sentences for these clips"]
     strange = ", ".join(unknown_words(captions))
     others = [*["clips"] * own, *[f"words ({strange})"] * bool(strange)]
-    if model.clip.name == "moving-shapes" and others:
+    if model.clip.name in SHIPPED and others:
         told = f"of other {' and '.join(others)} it knows nothing"
         found.append(f"this model knows only Moving Shapes; {told}")
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .files import check_file_place, check_folder_place
+from .shipped import SHIPPED
 
 # %% ../nbs/workshop/evaluation.ipynb #a526ec28
 def check_prompts(prompts: Sequence[str]):
@@ -50,7 +51,7 @@ def check_needs(needs: Mapping[str, str], given: Collection[str]):
 
 def check_tower(name: str | None, pretrained: str | None):
     "Raises ValueError for a CLIP that is not there, and for weights beside its own."
-    whole = name == "moving-shapes" or Path(name or ".").is_dir()
+    whole = name in SHIPPED or Path(name or ".").is_dir()
     if name and not whole and "/" in name:
         raise ValueError(f"There is no folder {name}: --clip takes a folder or a name of open_clip")
     if name and whole and pretrained:
@@ -115,7 +116,7 @@ class Evaluation:
                 f"--clips is the folder of the clips; how many of them is --limit {self.clips}"
             )
         check_needs(NEEDS, given)
-        named = self.clip and self.clip != "moving-shapes" and not Path(self.clip).is_dir()
+        named = self.clip and self.clip not in SHIPPED and not Path(self.clip).is_dir()
         if named and not self.pretrained:
             raise ValueError(
                 f"{self.clip} without --pretrained has random weights: give a tag or a folder"

@@ -11,8 +11,8 @@ import csv
 from pathlib import Path
 from statistics import mean
 
-from .backbone import samples_folder
 from .instruct import answers_over_seeds, seeds_of
+from .shipped import samples_folder
 
 # %% ../nbs/workshop/front_page.ipynb #2f792aba
 PLAIN = {"level": "1", "frames": "8", "times": "even"}  # columns that tell rows apart

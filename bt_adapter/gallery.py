@@ -60,9 +60,9 @@ def item_of_row(row: dict, model: str) -> Item:
     return Item(f"{name}, {row['kind']}", name, QUESTIONS[row["kind"]], row["answer"], row[model])
 
 # %% ../nbs/workshop/gallery_live.ipynb #a90604b8
-from .backbone import samples_folder
 from .chat import cache_folder
 from .files import first_line
+from .shipped import samples_folder
 
 # %% ../nbs/workshop/gallery_live.ipynb #78daee90
 from pathlib import Path
@@ -156,9 +156,9 @@ from copy import deepcopy
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .backbone import is_sample
 from .chat import VideoChat, clip_of_name, small_clip
 from .explorer import ChatPanel
+from .shipped import is_sample
 
 # %% ../nbs/workshop/gallery_panel.ipynb #26c3572f
 def side_by_side(

@@ -34,6 +34,7 @@ from .masking import kept_patches
 from .precision import PRECISIONS, fast_dtype, usable_device
 from .recipes import PretrainConfig
 from .settings import MASKED
+from .shipped import SHIPPED
 from .strategy_files import build_strategy, is_trained, reads_entry
 from .temporal_attention import choose_backend
 from .traffic import LiveBytes
@@ -42,7 +43,7 @@ from .trainer import MaskedPass, optimizers
 # %% ../nbs/workshop/memory_plan.ipynb #dad0aa72
 def clip_without_numbers(name: str) -> FrozenCLIP:
     "A CLIP on the device meta. Raises ValueError for a name or a folder that is none."
-    if name == "moving-shapes" or Path(name).is_dir():
+    if name in SHIPPED or Path(name).is_dir():
         return load_clip(name).to("meta")
     check_named(name, None)
     import open_clip

@@ -21,10 +21,11 @@ from typing import Self
 
 import torch
 
-from .backbone import FrozenCLIP, check_weights, load_clip, samples_folder
+from .backbone import FrozenCLIP, check_weights, load_clip
 from .files import first_line, read_json, write_together
 from .folders import make_folder
 from .hub import OUT_OF_REACH, asking_hub
+from .shipped import shipped
 
 # %% ../nbs/workshop/pretrained.ipynb #3f5a0006
 WEIGHTS, SETTINGS_FILE = "adapter.safetensors", "adapter.json"
@@ -47,7 +48,7 @@ REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*?)(?:@([\w./-]+))?")  # OWNE
 
 
 def find_folder(
-    name: str | Path,  # "moving-shapes", a folder, OWNER/NAME or OWNER/NAME@REVISION on the hub
+    name: str | Path,  # one of SHIPPED, a folder, OWNER/NAME or OWNER/NAME@REVISION on the hub
     revision: str | None = None,  # of the hub's: a branch, a tag or a commit
 ) -> Path:
     "Where an adapter lies on this machine. Raises ValueError if the hub does not give it."
@@ -55,7 +56,7 @@ def find_folder(
     if not found:
         if revision:
             raise ValueError(f"Only a hub's OWNER/NAME has revisions: {name} is none.")
-        return samples_folder() / "adapter" if str(name) == "moving-shapes" else Path(name)
+        return shipped(name, "adapter") or Path(name)
     repository, own = found.groups()
     if revision and own and revision != own:
         raise ValueError(f"{name} names another revision than {revision!r}: give one of them.")
@@ -299,7 +300,7 @@ class Pretrained:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | Path,  # "moving-shapes", a folder, OWNER/NAME or OWNER/NAME@REVISION
+        name_or_folder: str | Path,  # of SHIPPED, a folder, OWNER/NAME or OWNER/NAME@REVISION
         clip: FrozenCLIP | None = None,  # the backbone, if it is loaded already
         device: str | torch.device | None = None,
         precision: str | None = None,  # of CLIP and branch: "fp32", "bf16" or "fp16"

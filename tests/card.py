@@ -7,7 +7,9 @@ from pathlib import Path
 
 from bt_adapter.chat import SMOLLM2
 from bt_adapter.instruct import answers_over_seeds, seeds_of
+from bt_adapter.twins import TWINS
 
+SAME, DIRECTION = ("adapter", "method"), ("motion", "direction")
 SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
 CARD = """\
 # The shipped files
@@ -25,7 +27,9 @@ or version gives other bits and the same figures up to noise.
 | `chat/` | what makes SmolLM2 a chat model: LoRA, projectors, tuned adapter | {chat_size} |
 | `results.csv` | retrieval on the test split | |
 | `ablations.csv` | the ablation study, five seeds a row: commands and settings are in its rows | |
-| `level2/clip/` | the next small CLIP, which knows two things as well | {level2_size} |
+| `level2/clip/` | a small CLIP that knows two things as well | {clip2_size} |
+| `level2/adapter/` | a BT-Adapter beside that one, for 4 to 16 frames | {adapter2_size} |
+| `level2/one_thing.csv`, `level2/two_things.csv` | what it finds in the test split | |
 
 ## Clips
 
@@ -80,15 +84,39 @@ with the command, the hash of the weights and the versions. They were made by
 
 ## Level 2
 
-`level2/clip/` holds the CLIP that will take the place of the one above: it knows pictures of one
-thing and of two. Its adapter and chat model are still to be trained; the lessons, the chat model
-and the study use the one above. An adapter beside it:
+`level2/` holds a CLIP and an adapter that know one thing and two, 4 to 16 frames and uneven times.
+Their name is `moving-shapes-2`, wherever an adapter or a CLIP may be named. Most lessons, the chat
+model and the study use those above, which are made in a third of the time.
 
-    bta-pretrain --level 2 --preset full --steps 1300 --clip data_samples/level2/clip
+### Small CLIP of level 2
 
 {clip2_made}
 
 {clip2_figures}
+
+### Adapter of level 2
+
+{adapter2_made}
+
+Frozen states of its clips are 7.6 GB in the folder of `--store`. Figures on the validation splits
+of one thing and of two, percent:
+
+{adapter2_one}
+
+{adapter2_two}
+
+Figures on the test split: right caption against its reversal, its swap (the motions of the two
+things exchanged) and one motion replaced, and the motion of the first thing among fourteen:
+
+{two_things}
+
+One thing, by number of frames and times:
+
+{one_thing}
+
+They were made by
+
+{level2_commands}
 """
 
 
@@ -130,13 +158,28 @@ def read_card(folder):
     return json.loads((SAMPLES / folder / "training.json").read_text())
 
 
+def read_rows(name):
+    """Rows of a CSV file of results."""
+    with (SAMPLES / name).open() as file:
+        return [*csv.DictReader(file)]
+
+
+def commands_of(rows):
+    """That made them, each once."""
+    return "\n".join("    " + command for command in dict.fromkeys(r["command"] for r in rows))
+
+
+def columns(rows, *names):
+    """A table with these columns alone."""
+    return table([{name: row[name] for name in names} for row in rows])
+
+
 def card():
     """The page."""
     clip, adapter, chat = map(read_card, ("clip", "adapter", "chat"))
     seeds = seeds_of(SAMPLES / "chat")
-    clip2 = read_card("level2/clip")
-    with (SAMPLES / "results.csv").open() as file:
-        commands = dict.fromkeys(row["command"] for row in csv.DictReader(file))
+    clip2, adapter2 = read_card("level2/clip"), read_card("level2/adapter")
+    one, two = read_rows("level2/one_thing.csv"), read_rows("level2/two_things.csv")
     return CARD.format(
         **{f"{name}_size": size(name) for name in ("clips", "clip", "adapter", "chat")},
         clip_made=made(clip),
@@ -149,10 +192,17 @@ def card():
         chat_clips=chat["test_clips"],
         chat_seeds=len(seeds),
         chat_figures=table(answers_over_seeds(seeds, spread)),
-        results_commands="\n".join("    " + command for command in commands),
-        level2_size=size("level2/clip"),
+        results_commands=commands_of(read_rows("results.csv")),
+        clip2_size=size("level2/clip"),
+        adapter2_size=size("level2/adapter"),
         clip2_made=made(clip2),
         clip2_figures=table([clip2["figures"]]),
+        adapter2_made=made(adapter2),
+        adapter2_one=table(adapter2["validation"][:2]),
+        adapter2_two=table(adapter2["validation"][2:]),
+        one_thing=columns(one, *SAME, "frames", "times", "T2V R@1", "V2T R@1", *DIRECTION),
+        two_things=columns(two, *SAME, "T2V R@1", "V2T R@1", *TWINS, "motion"),
+        level2_commands=commands_of(two + one),
     )
 
 

@@ -28,7 +28,7 @@ from bt_adapter.ablations import (
     settings_of,
     study_rows,
 )
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BranchConfig
 from bt_adapter.cli.ablations import main
 from bt_adapter.ledger import read_csv
@@ -37,6 +37,7 @@ from bt_adapter.moving_shapes import gallery, render
 from bt_adapter.paper_order import agreement, disagreements, orders
 from bt_adapter.released import as_released
 from bt_adapter.scenes import FIGURES
+from bt_adapter.shipped import samples_folder
 from bt_adapter.strategies import Branching
 from bt_adapter.study_figures import dot_plot
 from bt_adapter.study_tables import MEASURES, measured, table_summary

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from tiny import TEXT, VISION, Tower, shake, tiny_clip, tiny_eva
 
 from bt_adapter import backbone, frozen_tower, hub
-from bt_adapter.backbone import FrozenCLIP, load_clip, samples_folder
+from bt_adapter.backbone import FrozenCLIP, load_clip
 from bt_adapter.frozen_tower import frames_at_once
 from bt_adapter.released import load_released
+from bt_adapter.shipped import samples_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 CLOSE = dict(atol=1e-6, rtol=1e-6)

@@ -22,9 +22,9 @@ from nbformat import v4
 from PIL import Image
 from tidy import KERNEL, ROOT
 
-from bt_adapter.backbone import samples_folder
 from bt_adapter.branch import BTAdapter
 from bt_adapter.explorer import Explorer, explore
+from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip
 
 SHOWN = dict(layer=1, head=1, row=5, column=4, frame=5, pin=1, compare="clip", cut="1.1")

@@ -948,7 +948,7 @@ def test_no_network_is_one_sentence(monkeypatch, tmp_path):
 
 
 def test_a_command_says_that_it_fetches_and_why_it_cannot(tmp_path):
-    from bt_adapter.backbone import samples_folder
+    from bt_adapter.shipped import samples_folder
 
     away = dict(XDG_CACHE_HOME=str(tmp_path), PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
     clip = samples_folder() / "clips" / "left.mp4"
@@ -1019,8 +1019,8 @@ def test_the_command_asks_and_answers(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("place", ["samples", "own"])
 def test_the_small_model_tells_that_it_knows_one_world(place, monkeypatch, tmp_path, capsys):
-    from bt_adapter.backbone import samples_folder
     from bt_adapter.cli import chat as command
+    from bt_adapter.shipped import samples_folder
 
     shipped = samples_folder() / "clips/left.mp4"
     own = Path(shutil.copy(shipped, tmp_path / "own.mp4"))

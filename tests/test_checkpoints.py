@@ -240,8 +240,8 @@ def test_a_state_of_tuning_that_does_not_fit_is_one_sentence(how):
 
 
 def test_weights_that_are_not_those_that_were_saved_are_told(tmp_path):
-    from bt_adapter.backbone import samples_folder
     from bt_adapter.branch import BTAdapter
+    from bt_adapter.shipped import samples_folder
 
     shutil.copytree(samples_folder() / "adapter", tmp_path / "a")
     weights, draw = tmp_path / "a" / "adapter.safetensors", random.Random(0)
@@ -283,8 +283,8 @@ def test_an_adapter_of_before_has_no_hash_and_is_read(tmp_path):
 
 def data_set(folder, packed=False):
     """Six clips in a folder, as examples or as shards."""
-    from bt_adapter.backbone import samples_folder
     from bt_adapter.datasets import Example, Shards, write_shards
+    from bt_adapter.shipped import samples_folder
 
     files = sorted((samples_folder() / "clips").glob("*.mp4"))[:6]
     (folder / "clips").mkdir()

@@ -21,7 +21,7 @@ import pytest
 import torch
 from test_video import only_sound
 
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.datasets import (
     CLIP_PRESETS,
     FORMATS,
@@ -41,6 +41,7 @@ from bt_adapter.datasets import (
     tokenize,
     write_shards,
 )
+from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip, write_clip
 
 SIZE = (16, 16)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.datasets import (
     ClipDataset,
     Example,
@@ -25,6 +25,7 @@ from bt_adapter.datasets import (
     write_shards,
 )
 from bt_adapter.datasets.decoding import Decoder, DecoderEnded
+from bt_adapter.shipped import samples_folder
 from bt_adapter.trainer import PretrainConfig
 
 FAULTS = Path(__file__).with_name("faults")

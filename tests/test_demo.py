@@ -17,13 +17,14 @@ from tiny_runs import problems
 
 from bt_adapter import chat
 from bt_adapter import demo as room
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.chat import image_chat_model, plug
 from bt_adapter.cli import demo as command
 from bt_adapter.maps import seen_part
 from bt_adapter.moving_shapes import caption, gallery, opposite
 from bt_adapter.retrieval import weights_hash
+from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip, write_clip
 
 CLIPS = samples_folder() / "clips"

@@ -12,8 +12,8 @@ import torch
 from tiny_runs import Source, tiny_adapter
 
 from bt_adapter import trainer as engine
-from bt_adapter.backbone import samples_folder
 from bt_adapter.masking import tube_mask
+from bt_adapter.shipped import samples_folder
 
 WORK = """
 import os, sys, torch, torch._dynamo, torchvision  # what each child would import anew

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_datasets_faults import NAMES, pack
 
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.benchmark import clip_paths, predict, read_score
 from bt_adapter.benchmark.items import read_items
 from bt_adapter.branch import BTAdapter
@@ -25,6 +25,7 @@ from bt_adapter.datasets import (
 )
 from bt_adapter.files import parse_json, read_json
 from bt_adapter.runs import RunLog, read_log
+from bt_adapter.shipped import samples_folder
 from bt_adapter.store import FeatureStore, StoreSettings, kept_in
 from bt_adapter.video import ClipError, DamageWarning, read_clip
 

@@ -28,7 +28,7 @@ from torch import nn
 from bt_adapter import chat, fitting, instruct
 from bt_adapter import moving_shapes as world
 from bt_adapter import store as frozen
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.chat import Turn, VideoChat, image_chat_model, image_host, load_chat, plug
 from bt_adapter.instruct import (
@@ -47,6 +47,7 @@ from bt_adapter.instruct import (
     tokens_of,
     train_parameters,
 )
+from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip
 
 tuning = importlib.import_module("bt_adapter.instruct.tune")  # `instruct.tune` is its function

@@ -18,11 +18,11 @@ import torch
 from own_terminal import in_terminal
 
 from bt_adapter import ledger, terminal
-from bt_adapter.backbone import samples_folder
 from bt_adapter.branch_config import BranchConfig
 from bt_adapter.datasets import Example, Report, write_shards
 from bt_adapter.figures import contact_sheet, matrix
 from bt_adapter.files import check_file_place, check_folder_place, first_line, home_short, told_path
+from bt_adapter.shipped import samples_folder
 
 # Title of the window, colour, C1, direction of writing, back to the beginning of the line.
 HOSTILE = "\x1b]0;PWN\x07\x1b[31m\x9b31m\u202e\rx\udcff"

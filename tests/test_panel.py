@@ -13,10 +13,11 @@ from PIL import Image
 from tiny_hosts import byte_tokenizer, one_thread, tiny_llama  # noqa: F401
 
 from bt_adapter import explorer as x
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.chat import Talks, Template, VideoChat, image_chat_model, plug, word_frames
 from bt_adapter.explorer import panel_parts
 from bt_adapter.moving_shapes import gallery, render
+from bt_adapter.shipped import samples_folder
 
 ATTACK = "</script></textarea><img src=x onerror=alert(1)>&\x1b[31m"
 SHORT = Template("<video>{question}:", " {question}:")

@@ -14,7 +14,7 @@ from nbformat import v4
 from test_browser import CONTRAST, Watched, browser, keep_picture  # noqa: F401
 from tidy import KERNEL, ROOT
 
-from bt_adapter.backbone import samples_folder
+from bt_adapter.shipped import samples_folder
 
 PATIENCE_S = 20
 START_MS = 400_000  # for JupyterLab, a kernel and five panels on a busy machine

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from tiny import shake
 
-from bt_adapter.backbone import load_clip, record_outputs, samples_folder
+from bt_adapter.backbone import load_clip, record_outputs
 from bt_adapter.plain_clip import PlainCLIP, Tokenizer, load_plain_clip, load_tokenizer
+from bt_adapter.shipped import samples_folder
 
 CONFIG = dict(
     model_cfg=dict(
@@ -185,7 +186,7 @@ HEAVY = {"open_clip", "torchvision", "timm", "transformers", "torch._dynamo", "s
 USE = f"""
 import sys
 from bt_adapter.branch import BTAdapter
-from bt_adapter.backbone import samples_folder
+from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip
 
 model = BTAdapter.from_pretrained("moving-shapes")

@@ -25,12 +25,13 @@ from bt_adapter import moving_shapes as world
 from bt_adapter import pretrain as room
 from bt_adapter import scenes as shapes
 from bt_adapter import trainer as engine
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.datasets import ClipDataset, Example, Shards, loader, write_shards
 from bt_adapter.precision import PRECISIONS
 from bt_adapter.pretrain import PRESETS
 from bt_adapter.runs import RunLog, load_checkpoint, read_log
+from bt_adapter.shipped import samples_folder
 from bt_adapter.strategies import STRATEGIES
 from bt_adapter.trainer import ParamGroup, PretrainConfig, Trainer
 from bt_adapter.video import read_clip

@@ -20,7 +20,7 @@ from test_datasets_faults import pack
 from test_video import encode, numbered, numbers
 from tiny import shake, tiny_clip
 
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.benchmark.items import Item, official, read_items
 from bt_adapter.benchmark.model_judge import Replies
 from bt_adapter.branch import BranchConfig, BTAdapter
@@ -43,6 +43,7 @@ from bt_adapter.runs import (
     save_checkpoint,
     write_card,
 )
+from bt_adapter.shipped import samples_folder
 from bt_adapter.store import FeatureStore, StoreSettings, kept_in
 from bt_adapter.video import ClipError, read_clip, sample_indices, sample_times
 

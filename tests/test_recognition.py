@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tiny_runs import problems
 
 from bt_adapter import metrics, recognition, retrieval, zero_shot
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.cli.evaluate import main
 from bt_adapter.datasets import (
@@ -36,6 +36,7 @@ from bt_adapter.recognition import (
     judge_recognition,
 )
 from bt_adapter.retrieval import wrong_orders
+from bt_adapter.shipped import samples_folder
 from bt_adapter.small_clip import new_clip
 from bt_adapter.video import read_clip
 

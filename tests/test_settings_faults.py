@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.plain_clip import CONFIG, WEIGHTS
 from bt_adapter.released.layout import check_dimensions
+from bt_adapter.shipped import samples_folder
 
 FAULTS = Path(__file__).with_name("faults")
 

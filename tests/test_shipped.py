@@ -5,11 +5,12 @@ import csv
 import pytest
 from card import card
 
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.moving_shapes import gallery
 from bt_adapter.retrieval import weights_hash
 from bt_adapter.scenes import gallery_scores
+from bt_adapter.shipped import samples_folder
 from bt_adapter.small_clip import opposite_cosines, static_recall
 from bt_adapter.twins import twin_cosines
 
@@ -57,3 +58,22 @@ def test_the_clip_of_level_2_knows_frames_opposites_and_who_does_what():
     assert opposite_cosines(clip, gallery("test", 216)).max() < 0.8
     twins = twin_cosines(clip, gallery("test", 108, level=2))
     assert twins["reversed"].mean() < 0.5 and twins["swapped"].mean() < 0.7
+
+
+def test_the_adapter_of_level_2_tells_twins_of_two_things_and_any_number_of_frames():
+    model = BTAdapter.from_pretrained("moving-shapes-2")
+    scenes = gallery("test", 72, level=2)
+    two = {row["method"]: row for row in gallery_scores(model, scenes)}["BT-Adapter"]
+    assert two["reversed"] >= 90 and two["swapped"] >= 85 and two["motion"] >= 50
+    for frames in 4, 16:
+        rows = gallery_scores(model, gallery("test", 72), frames)
+        assert {row["method"]: row for row in rows}["BT-Adapter"]["direction"] >= 95
+
+
+def test_results_of_level_2_are_of_the_shipped_adapter():
+    model = BTAdapter.from_pretrained("moving-shapes-2")
+    for name in "one_thing", "two_things":
+        with (samples_folder() / f"level2/{name}.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["adapter"] == "moving-shapes-2"]
+        assert rows and {row["weights"] for row in rows} == {weights_hash(model.branch)}
+        assert {row["fingerprint"] for row in rows} == {model.clip.fingerprint}

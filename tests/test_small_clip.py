@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bt_adapter import scenes, small_clip
-from bt_adapter.backbone import load_clip, load_tokenizer, samples_folder
+from bt_adapter.backbone import load_clip, load_tokenizer
 from bt_adapter.moving_shapes import caption, gallery, pairs, static_caption
 from bt_adapter.runs import load_checkpoint, read_log, save_checkpoint
+from bt_adapter.shipped import samples_folder
 
 
 def test_every_word_is_one_token(tmp_path):

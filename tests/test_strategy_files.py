@@ -12,12 +12,13 @@ from tiny import shake, tiny_clip
 from tiny_runs import problems
 
 from bt_adapter import pretrain as library
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.datasets import ClipDataset, Example, loader
 from bt_adapter.in_place import entry_of
 from bt_adapter.ledger import read_csv
 from bt_adapter.recipes import PRESETS, for_strategy
+from bt_adapter.shipped import samples_folder
 from bt_adapter.strategies import STRATEGIES, JointST
 from bt_adapter.strategy_files import (
     NAMES,

@@ -13,9 +13,10 @@ from tidy import ROOT
 from warm import Warm
 
 from bt_adapter import datasets as ds
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.drawings import places
 from bt_adapter.pretrain import QUICK, pretrain_clips
+from bt_adapter.shipped import samples_folder
 from bt_adapter.video import ClipError, clip_seconds, write_clip
 
 LESSON = ROOT / "nbs/70_your_clips.ipynb"

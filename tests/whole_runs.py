@@ -12,11 +12,11 @@ import torch
 from tiny import tiny_clip
 
 from bt_adapter import trainer
-from bt_adapter.backbone import samples_folder
 from bt_adapter.branch import BranchConfig
 from bt_adapter.datasets import Example, Shards, write_shards
 from bt_adapter.pretrain import pretrain_clips
 from bt_adapter.recipes import ParamGroup, PretrainConfig, Schedule
+from bt_adapter.shipped import samples_folder
 
 for name in ("accelerate", "torch._dynamo", "torchvision.transforms", "torch.utils.tensorboard"):
     with suppress(ImportError):  # TensorBoard need not be there

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..backbone import FrozenCLIP, samples_folder
+from ..backbone import FrozenCLIP
 from ..branch import BTAdapter
 from .authors import authors_llava, in_authors_format
 from .choosing import Chosen
@@ -32,6 +32,7 @@ from ..files import first_line, read_json
 from ..hub import OUT_OF_REACH, asking_hub
 from ..precision import fast_dtype, usable_device
 from ..released import read_file
+from ..shipped import shipped
 from ..weights import check_names_match, give_weights, read_whole
 
 # %% ../../nbs/workshop/chat/load.ipynb #7a6c1e0b
@@ -236,8 +237,8 @@ def load_chat(
     Source:
         Section 3.2 of the paper for the model, section 4 for the tuned one.
     """
-    small = samples_folder() / "chat" if name == "moving-shapes" else Path(name)
-    if name == "moving-shapes" or (small / "projector.safetensors").is_file():
+    small = shipped(name, "chat") or Path(name)
+    if (small / "projector.safetensors").is_file():
         return load_small_chat(small, video)
     if video is None:
         raise ValueError(

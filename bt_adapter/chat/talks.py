@@ -16,11 +16,11 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ..backbone import is_sample, samples_folder
 from .conversation import Prompt, VideoChat
 from .word_frames import WordFrames, word_frames
 from ..containers import ClipError
 from ..files import first_line
+from ..shipped import is_sample, samples_folder
 from ..video import read_clip
 
 # %% ../../nbs/workshop/chat/talks.ipynb #a17020ed

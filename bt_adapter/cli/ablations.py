@@ -208,9 +208,9 @@ def talk_study(asked: AskedStudy):
     "Table 1 as answers of the laptop's chat model."
     with loading("tuning the chat model with each strategy of Table 1"):
         from .. import study_tables
-        from ..backbone import samples_folder
         from ..instruct import table_one as library
         from ..ledger import read_csv
+        from ..shipped import samples_folder
     how = library.QUICK_TALK if asked.quick else library.TALK
     config, place = how["config"], samples_folder() / "chat"
     for seed in asked.chosen:

@@ -17,6 +17,7 @@ from pathlib import Path
 from . import options
 from .console import command, loading, note, run, sentence
 from ..files import first_line
+from ..shipped import SHIPPED, shipped
 from ..terminal import shown
 
 # %% ../../nbs/workshop/cli/chat.ipynb #6dca59c4
@@ -89,7 +90,8 @@ def questions() -> Iterator[str]:
 # %% ../../nbs/workshop/cli/chat.ipynb #5c82910a
 def is_small(model: str) -> bool:
     "Is it the shipped chat model, or one that `bta-pretrain instruct` made?"
-    return model == "moving-shapes" or (Path(model) / "projector.safetensors").is_file()
+    folder = shipped(model, "chat") or Path(model)
+    return (folder / "projector.safetensors").is_file()
 
 
 def check_model(model: str, video: str | None, template: str | None):
@@ -117,7 +119,7 @@ def no_bars():
 # %% ../../nbs/workshop/cli/chat.ipynb #a27c5e94
 def tell_world(model: str, clip: Path):
     "A note where the model of Moving Shapes is shown a clip that did not come with it."
-    from ..backbone import is_sample
+    from ..shipped import is_sample
 
     if is_small(model) and not is_sample(clip):
         note("this model knows only Moving Shapes; what it says of other clips means nothing")
@@ -132,7 +134,7 @@ def conversation(
     "A conversation about a clip that was read, with a model that is loaded now."
     with loading():
         from .. import chat as library
-    if model == "moving-shapes" or Path(model).is_dir():
+    if model in SHIPPED or Path(model).is_dir():
         no_bars()
     return library.VideoChat(*library.load_chat(model, video), pixels, **own)
 

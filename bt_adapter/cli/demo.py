@@ -59,7 +59,7 @@ def talk_if_possible(
 ) -> dict[str, list[dict]]:  # a table, or nothing
     "A conversation about the first of the shipped clips; why there is none, on the standard error."
     from .. import demo as library
-    from ..backbone import samples_folder
+    from ..shipped import samples_folder
     from ..video import read_clip
 
     folder, (name, scene) = samples_folder(), next(iter(library.sample_scenes().items()))
@@ -122,8 +122,8 @@ def demo(
     own = bool(clips or captions)
     with loading(None if as_json else STARTS):
         from .. import demo as library
-        from ..backbone import is_sample
         from ..branch import BTAdapter
+        from ..shipped import is_sample
         from ..video import list_clips, read_clip
     paths = list_clips(clips or library.sample_paths())
     model = BTAdapter.from_pretrained(adapter).eval()

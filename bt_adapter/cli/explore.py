@@ -11,6 +11,7 @@ from pathlib import Path
 from . import options
 from .console import command, loading, note, run
 from .demo import read_captions
+from ..shipped import SHIPPED
 
 # %% ../../nbs/workshop/cli/explore.ipynb #5b1ffa19
 def check_page(page: Path):
@@ -46,17 +47,17 @@ app = command("One clip's attention over time as a page for a browser, which wor
 
 def page_of_clip(paths: list[Path], adapter: str, words: list[str], frames: int, reader: str):
     "The explorer of a clip, beside a second one or itself backwards, and what to know of it."
-    from ..backbone import is_sample
     from ..branch import BTAdapter
     from ..demo import notes
     from ..explorer import explore as explorer_of
     from ..moving_shapes import caption, gallery
+    from ..shipped import is_sample
     from ..terminal import shown
     from ..video import read_clip
 
     model = BTAdapter.from_pretrained(adapter).eval()
     seen = [read_clip(path, frames, reader=reader) for path in paths]
-    toys = model.clip.name == "moving-shapes"
+    toys = model.clip.name in SHIPPED
     tested = [caption(scene) for scene in gallery("test")] if toys and not words else []
     beside = seen[1] if len(seen) > 1 else seen[0].flip(0)
     more = dict(other=beside, others=tested, trained=frames_trained(adapter))

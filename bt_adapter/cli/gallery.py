@@ -26,9 +26,9 @@ def record(
     options.check_out(folder)
     with loading("asking the chat models"):
         from .. import gallery as library
-        from ..backbone import samples_folder
         from ..moving_shapes import gallery
         from ..paraphrases import ask_paraphrases
+        from ..shipped import samples_folder
     folder = folder or samples_folder() / "chat"
     clips = gallery("test", scenes)
     if wordings:

@@ -22,6 +22,7 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
+from ..shipped import shipped
 
 # %% ../../nbs/workshop/cli/options.ipynb #979873cc
 import math
@@ -149,8 +150,9 @@ def check_strategy_name(name: str):
 
 def check_adapter(name: str):
     "Raises ValueError unless an adapter has this name."
-    files = [f for f in ("adapter.json", "adapter.safetensors") if not (Path(name) / f).is_file()]
-    if name != "moving-shapes" and files:
+    folder = shipped(name, "adapter") or Path(name)
+    files = [f for f in ("adapter.json", "adapter.safetensors") if not (folder / f).is_file()]
+    if files:
         raise ValueError(f"{name} is no adapter folder: {' and '.join(files)} missing.")
 
 
@@ -206,18 +208,23 @@ ClipPaths = Annotated[
 ]
 ClipPath = Annotated[Path, typer.Argument(help="a video file")]
 AdapterPath = Annotated[
-    str, typer.Option("--adapter", help="an adapter: 'moving-shapes' or a folder")
+    str,
+    typer.Option("--adapter", help="an adapter: 'moving-shapes', 'moving-shapes-2' or a folder"),
 ]
 AdapterPaths = Annotated[
     list[str] | None,
-    typer.Argument(help="folders that bta-pretrain wrote; by default the shipped adapter"),
+    typer.Argument(
+        help="folders that bta-pretrain wrote, or 'moving-shapes-2'; by default the shipped adapter"
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="folder for what is made and its card")]
 PicturePath = Annotated[Path, typer.Option(help="PNG to write")]
 Rows = option(Path, "append the rows to this CSV file", "--csv")
 Json = Annotated[bool, typer.Option("--json", help="results for programs")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-ClipName = option(str, "the frozen CLIP: 'moving-shapes', a name of open_clip's, or a folder")
+ClipName = option(
+    str, "the frozen CLIP: 'moving-shapes', 'moving-shapes-2', a name of open_clip's, or a folder"
+)
 PretrainedTag = option(str, "open_clip's tag of its weights, such as openai")
 Activation = option(str, "of that CLIP, where neither name nor weights say: gelu or quickgelu")
 

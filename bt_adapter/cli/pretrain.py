@@ -31,6 +31,7 @@ from ..settings import (
     with_settings,
     written,
 )
+from ..shipped import SHIPPED
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #78a43dbc
 import typer
@@ -271,7 +272,7 @@ def check_clip_weights(name: str, pretrained: str | None):
     "A CLIP by its name alone has random weights; the toy CLIP is for rendered clips."
     import open_clip
 
-    if name == "moving-shapes":
+    if name in SHIPPED:
         tell("the frozen CLIP is that of Moving Shapes, which has seen no other clips than its own")
     elif pretrained is None and name in open_clip.list_models():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:4])

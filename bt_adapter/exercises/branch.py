@@ -20,8 +20,8 @@ def shipped():
     "The shipped adapter, and its twelve clips and captions by name."
     import csv
 
-    from ..backbone import samples_folder
     from ..branch import BTAdapter
+    from ..shipped import samples_folder
     from ..video import read_clip
 
     with open(samples_folder() / "captions.csv", encoding="utf-8") as file:

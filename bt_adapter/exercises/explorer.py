@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import torch
 
-from ..backbone import samples_folder
 from ..branch import BTAdapter
 from .answers import Exercise, choice, number
 from ..interventions import knock_out, time_heads
+from ..shipped import samples_folder
 from ..video import read_clip
 
 # %% ../../nbs/workshop/exercises/explorer.ipynb #fa0b5019

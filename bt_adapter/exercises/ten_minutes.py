@@ -15,8 +15,8 @@ from .answers import Exercise, choice, number
 @cache
 def mirrored_and_backwards() -> str:
     "Which way the clip moves for BT-Adapter if each frame is mirrored and the last comes first."
-    from ..backbone import samples_folder
     from ..branch import BTAdapter
+    from ..shipped import samples_folder
     from ..video import read_clip
 
     model = BTAdapter.from_pretrained("moving-shapes")
@@ -29,8 +29,8 @@ def mirrored_and_backwards() -> str:
 @cache
 def cosine_behind_a_closed_gate() -> float:
     "Of BT-Adapter's embeddings of the clip and of the clip played backwards."
-    from ..backbone import samples_folder
     from ..branch import BTAdapter
+    from ..shipped import samples_folder
     from ..video import read_clip
 
     model = BTAdapter.from_pretrained("moving-shapes")

@@ -28,6 +28,7 @@ from ..map_figures import hang_shares, outline
 from ..maps import check_indices, seen_part
 from ..pixels import check_clip
 from ..playing import NO_CONTROLS, StillPicture
+from ..shipped import SHIPPED
 from ..timecheck.encoders import setting
 
 # %% ../../nbs/workshop/explorer/views.ipynb #184caa2a
@@ -152,7 +153,7 @@ def strange_words(caption: str) -> str:
 # %% ../../nbs/workshop/explorer/views.ipynb #c9ba9f9c
 def _of_model(model, clip, captions, other, others, trained) -> Explorer:
     "The explorer of a clip, beside another one if there is one, with its captions."
-    toys = model.clip.name == "moving-shapes"
+    toys = model.clip.name in SHIPPED
     more = dict(trained=trained or (8 if toys else None))
     if toys:
         more["warning"] = strange_words

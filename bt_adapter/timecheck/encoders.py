@@ -27,6 +27,7 @@ from ..files import first_line
 from ..frozen_tower import preprocessing
 from ..hub import OUT_OF_REACH, asking_hub
 from ..precision import why_unusable
+from ..shipped import SHIPPED
 from .asking import Encoder
 
 # %% ../../nbs/workshop/timecheck/encoders.ipynb #900f1cf5
@@ -212,7 +213,7 @@ def encoder_named(
     folder = Path(name)
     if why := why_unusable(device):
         raise ValueError(f"there is no device {device!r} that computes: {why}")
-    if name == "moving-shapes" or (folder / "adapter.json").is_file():
+    if name in SHIPPED or (folder / "adapter.json").is_file():
         return of_adapter(BTAdapter.from_pretrained(name, device=device), name)
     if (folder / "open_clip_config.json").is_file():
         return of_clip(load_clip(name, device=device), name)

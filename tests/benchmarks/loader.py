@@ -30,7 +30,7 @@ import psutil
 import torch
 from temporal_attention import processor
 
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.datasets import (
     ClipDataset,
@@ -46,6 +46,7 @@ from bt_adapter.datasets import (
 from bt_adapter.ledger import append_csv, check_csv, today
 from bt_adapter.losses import video_text_contrastive
 from bt_adapter.masking import tube_mask
+from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip, sample_indices
 
 COLUMNS = ("date", "device", "torch", "measure", "case", "value", "unit", "wanted", "met")

@@ -21,10 +21,11 @@ import torch
 from temporal_attention import processor
 
 from bt_adapter import moving_shapes, scenes, small_clip
-from bt_adapter.backbone import load_clip, load_tokenizer, samples_folder
+from bt_adapter.backbone import load_clip, load_tokenizer
 from bt_adapter.branch import BTAdapter
 from bt_adapter.ledger import append_csv, check_csv, today
 from bt_adapter.pretrain import QUICK
+from bt_adapter.shipped import samples_folder
 from bt_adapter.trainer import Batch, Trainer
 
 COLUMNS = ("date", "device", "torch", "measure", "case", "milliseconds", "against", "ratio")

@@ -29,13 +29,14 @@ from targets import be_quiet  # which makes the tests importable
 from test_faults import EXPECTED, FAULTS, refused
 from test_video_faults import gif
 
-from bt_adapter.backbone import load_clip, samples_folder
+from bt_adapter.backbone import load_clip
 from bt_adapter.benchmark.model_judge import Replies
 from bt_adapter.branch import BTAdapter
 from bt_adapter.datasets import Shards, index_shards, read_examples
 from bt_adapter.files import read_json
 from bt_adapter.released import load_released
 from bt_adapter.runs import load_checkpoint
+from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip
 
 SAMPLES = samples_folder()
