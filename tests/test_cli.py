@@ -24,29 +24,20 @@ COMMANDS += ("explore",)
 
 # One process a command line, forked from one that has loaded the commands and nothing else.
 WHAT_LOADS = """
-import importlib, io, json, os, sys
+import importlib, io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
 
-for name in {command for command, _ in LINES}:
-    importlib.import_module(f"bt_adapter.cli.{name}")
+HEAVY = {"torch", "numpy", "matplotlib", "transformers"}
 found = []
 for name, arguments in LINES:
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        status, told = None, io.StringIO()
-        sys.argv = [f"bta-{name}", *arguments]
-        try:
-            with redirect_stderr(told), redirect_stdout(io.StringIO()):
-                sys.modules[f"bt_adapter.cli.{name}"].main()
-        except SystemExit as stop:
-            status = stop.code or 0
-        heavy = sorted({"torch", "numpy", "matplotlib", "transformers"} & set(sys.modules))
-        with open(writing, "w") as out:
-            json.dump([status, heavy, told.getvalue()], out)
-        os._exit(0)
-    os.close(writing)
-    found.append(json.load(open(reading)))
-    os.wait()
+    command = importlib.import_module(f"bt_adapter.cli.{name}")
+    sys.argv, status, told = [f"bta-{name}", *arguments], None, io.StringIO()
+    try:
+        with redirect_stderr(told), redirect_stdout(io.StringIO()):
+            command.main()
+    except SystemExit as stop:
+        status = stop.code or 0
+    found.append([status, sorted(HEAVY & set(sys.modules)), told.getvalue()])
 print(json.dumps(found))
 """
 

@@ -245,6 +245,6 @@ def test_wheel_carries_the_samples(tmp_path):
         carried = {p.relative_to(PACKAGE) for p in PACKAGE.glob(files)}
         inside = {p.relative_to(site / "bt_adapter") for p in (site / "bt_adapter").glob(files)}
         assert carried and carried == inside
-    code = "from bt_adapter.backbone import samples_folder; print(samples_folder())"
+    code = "from bt_adapter.shipped import samples_folder; print(samples_folder())"
     assert python(code, PYTHONPATH=str(site)).strip() == str(site / "bt_adapter/data_samples")
     assert python(code).strip() == str(ROOT / "data_samples")
