@@ -6,6 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/workshop/datasets/datasets.ipynb #586a215e
+from .streams import StreamLoader, stream_loader
+from .video_columns import DatasetClips, StreamClips, as_source, open_saved
+
 from .annotations import (
     CAPTION_COLUMNS,
     FORMATS,
@@ -60,12 +63,16 @@ __all__ = [
     "ClipItem",
     "ClipLoader",
     "ClipSettings",
+    "DatasetClips",
     "Example",
     "Format",
     "Look",
     "Report",
     "Shards",
+    "StreamClips",
+    "StreamLoader",
     "TooManyBroken",
+    "as_source",
     "caption_from_name",
     "check_contrast",
     "crop_frames",
@@ -79,7 +86,9 @@ __all__ = [
     "loader",
     "look_through",
     "normalize_frames",
+    "open_saved",
     "read_examples",
+    "stream_loader",
     "tokenize",
     "turned_caption",
     "write_shards",
