@@ -22,12 +22,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from .tracking import new_tracker
 
 import bt_adapter
 from .files import first_line, read_json, write_whole
 from .ledger import command_line
 from .progress import Steps
+from .tracking import new_tracker
 
 # %% ../nbs/workshop/runs.ipynb #e5bb2192
 SEAL, DIGITS = b"sha256 ", 64  # how the comment of the archive begins, and how long the hash is

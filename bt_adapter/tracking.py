@@ -76,8 +76,9 @@ class Tracker:
     def __init__(self, name: str, folder: Path, start: int, settings: dict):
         from accelerate import PartialState
 
-        if not PartialState._shared_state:
-            PartialState()  # without which accelerate's own log raises
+        from .precision import usable_device
+
+        PartialState(cpu=usable_device().type == "cpu")  # without it accelerate's own log raises
         self.name = name
         quiet = redirect_stdout(io.StringIO()) if name == "trackio" else nullcontext()
         try:

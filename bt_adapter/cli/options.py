@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from ..tracking import TRACKERS
 
 from ..files import check_file_place, check_folder_place
+from ..tracking import TRACKERS
 
 # %% ../../nbs/workshop/cli/options.ipynb #5305331a
 RECIPES = ("quick", "full", "paper", "released")  # of pretraining
@@ -224,7 +224,7 @@ Activation = option(str, "of that CLIP, where neither name nor weights say: gelu
 
 # %% ../../nbs/workshop/cli/options.ipynb #54d91669
 Data = option(
-    Path, "annotations, a folder of shards or a saved dataset of datasets; without: Moving Shapes"
+    Path, "annotations, a folder of shards, or one that datasets saved; without: Moving Shapes"
 )
 VideoColumn = option(str, "of a saved dataset, if its videos are in several columns")
 CaptionColumn = option(str, "of a saved dataset, if it is not called caption, text or sentence")
@@ -276,7 +276,7 @@ Wait = Annotated[
 ]
 SaveEvery = Annotated[int, typer.Option(help="steps between checkpoints", **COUNT)]
 Track = option(
-    str, f"where curves go beside log.csv: {', '.join(TRACKERS)}; default: what is there"
+    str, f"where curves go beside log.csv: {', '.join(TRACKERS)}; default: the first, if installed"
 )
 Plan = Annotated[
     bool, typer.Option("--plan", help="tell memory, minutes, batch and chunk; train nothing")

@@ -15,8 +15,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #a7da9ecd
-from ..tracking import check_tracker
-
 from . import console, options
 from .console import command, loading, note, run, show
 from ..evaluation import (
@@ -40,6 +38,7 @@ from ..settings import (
     with_settings,
     written,
 )
+from ..tracking import check_tracker
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #78a43dbc
 import typer
@@ -61,7 +60,7 @@ NEEDS = dict.fromkeys((*OF_DATA, "views"), "data") | dict(validation_split="vali
 NEEDS |= dict.fromkeys(("pretrained", "activation"), "clip")
 
 
-NOT_PLANNED = ("resume", "overwrite", "level")
+NOT_PLANNED = ("resume", "overwrite", "level", "track")
 
 
 def check_given(given: Collection[str]):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from bt_adapter.datasets.annotations import (
+from .annotations import (
     CAPTION_COLUMNS,
     PATH_COLUMNS,
     BadRow,
