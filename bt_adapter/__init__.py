@@ -28,7 +28,7 @@ branch, pretrained  equations 1 to 5: BTAdapter, and how it is saved, loaded and
 folding             how a layer in time is fast: two matrices as one, and kernels
 released            the authors' checkpoints
 losses, loss_inputs equations 6 to 8, and what they make sure of before they compare
-datasets            captions in ten formats, shards, loaders
+datasets            captions in ten formats, shards, columns of videos, loaders
 store               frozen states, kept on disk
 small_clip          the CLIP of Moving Shapes
 precision, muon     number types, which one this machine is fast in, and an optimizer that obeys
@@ -39,6 +39,7 @@ stamps, processes   whether files are still the same, and whether other processe
 trainer, runs       an adapter's steps on any number of processes, and what a run leaves behind
 memory_plan, gpus   how much memory and time that will take, counted before, and on which GPU
 spent               what it has cost: hours, memory, clips, energy
+tracking            its curves in TensorBoard, trackio or Weights & Biases
 pretrain            from captioned clips to an adapter
 metrics             ranks and recall
 retrieval           which caption belongs to which clip, in any data set

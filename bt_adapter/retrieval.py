@@ -33,6 +33,7 @@ from .branch import BTAdapter
 from .datasets import (
     ClipDataset,
     ClipSettings,
+    DatasetClips,
     Example,
     Shards,
     TooManyBroken,
@@ -303,11 +304,11 @@ def check_examples(
 
 # %% ../nbs/workshop/retrieval.ipynb #f74fa4fe
 class ShardClips:
-    "Clips of shards: one after another their examples without files, by number a whole one."
+    "Clips of shards or datasets: one by one examples without files, by number a whole one."
 
     def __init__(
         self,
-        shards: Shards,
+        shards: Shards | DatasetClips,
         count: int | None = None,  # how many, from the first; None: all
         skip: bool = False,  # leave out clips that were cut off
     ):
@@ -315,7 +316,8 @@ class ShardClips:
         self.known, self.numbers = [], []
         for number in progress(self.listed, "reading shards"):
             try:
-                example = replace(shards[number], data=b"")
+                example = shards[number]
+                example = replace(example, data=example.data and b"")
                 check_example(example, captioned=skip)
                 self.known.append(example)
                 self.numbers.append(number)

@@ -27,6 +27,7 @@ import bt_adapter
 from .files import first_line, read_json, write_whole
 from .ledger import command_line
 from .progress import Steps
+from .tracking import new_tracker
 
 # %% ../nbs/workshop/runs.ipynb #e5bb2192
 SEAL, DIGITS = b"sha256 ", 64  # how the comment of the archive begins, and how long the hash is
@@ -196,18 +197,9 @@ def read_run(folder: Path) -> tuple[dict, dict[str, list[float]]]:
         settings["batch"] = 18 * settings["groups"]
     return card, read_log(folder / "log.csv") or card.get("losses", {})
 
-# %% ../nbs/workshop/runs.ipynb #72182177
-def _board(folder, start):
-    "A writer for TensorBoard, or None where it is not installed."
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder / "tensorboard", purge_step=start)
-
 # %% ../nbs/workshop/runs.ipynb #9c2e51d7
 class RunLog:
-    "What a run shows and keeps of each step: log.csv, TensorBoard and a progress bar."
+    "What a run shows and keeps of each step: log.csv, a tracker and a progress bar."
 
     def __init__(
         self,
@@ -216,12 +208,16 @@ class RunLog:
         steps: int,
         start: int = 0,  # the first of them that is taken now
         counted: str = "clips",  # what a step has a number of
+        *,
+        track: str | None = None,  # a tracker; None: TensorBoard where it is installed
+        settings: dict | None = None,  # of the run, for the tracker
     ):
         self.counted, self.path, old = counted, folder / "log.csv", read_log(folder / "log.csv")
         rows = [row for row in zip(*old.values()) if row[0] < start]
         lines = [",".join(old), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
         write_whole(self.path, "".join(f"{line}\n" for line in lines if rows).encode())
-        self.file, self.board = self.path.open("a"), _board(folder, start)
+        self.tracker = new_tracker(track, folder, start, settings)
+        self.file = self.path.open("a")
         self.last = time.monotonic()
         self.bar = Steps(steps, what, start)
 
@@ -229,7 +225,7 @@ class RunLog:
         return self
 
     def __exit__(self, *error):
-        for part in filter(None, (self.bar.bar, self.board, self.file)):
+        for part in filter(None, (self.bar.bar, self.tracker, self.file)):
             part.close()
 
     def add(self, step: int, clips: int, loss: float, figures: dict[str, float]):
@@ -241,9 +237,8 @@ class RunLog:
             self.file.write(",".join(row) + "\n")
         self.file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
         self.file.flush()
-        if self.board:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
+        if self.tracker:
+            self.tracker.add(row, step)
         self.bar.add(f"loss {loss:.3f}, {rate:.0f} {self.counted}/s")
 
 # %% ../nbs/workshop/runs.ipynb #562d08b2

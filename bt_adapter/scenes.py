@@ -289,6 +289,7 @@ def pretrain_moving_shapes(
     wait: float = WAIT,  # minutes that processes wait for each other
     level: int = 1,  # 2: both levels, with 4 to 16 frames at uneven times
     about: dict | None = None,  # what else the card says of the recipe
+    track: str | None = None,  # a tracker, as for `Run`
 ) -> list[dict]:  # rows of `validate`
     "Make the store, train, validate and save."
     world.check_level(level, 1)
@@ -298,7 +299,7 @@ def pretrain_moving_shapes(
     in_batch = check_groups(config.batch, len(groups))
     config = replace(config, steps=config.steps or len(groups) // in_batch)
     last, frames = config.branch.states, kind.stored or config.frames
-    with Run(out, resume, save_every, overwrite=overwrite, wait=wait) as run:
+    with Run(out, resume, save_every, overwrite=overwrite, wait=wait, track=track) as run:
         torch.manual_seed(config.seed)
         model = BTAdapter(clip.to(run.accelerator.device), config.branch)
         same = run_signature(model, config, kind.data)

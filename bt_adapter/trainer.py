@@ -41,6 +41,7 @@ from .runs import (
 from .spent import Spent
 from .stamps import check_files
 from .strategy_files import save_strategy
+from .tracking import TRACKED, check_tracker
 
 # %% ../nbs/workshop/trainer.ipynb #9939cfb7
 from .losses import masked_branching_token_alignment
@@ -358,7 +359,7 @@ def run_signature(model: BTAdapter, config: PretrainConfig, data: str) -> dict[s
 
 # %% ../nbs/workshop/trainer.ipynb #76f8f0a9
 RUN_FILES = (*ADAPTER, CARD, "log.csv", "broken.csv", "losses.png", "gates.png", "tensorboard")
-RUN_FILES += ("checkpoint.pt", "checkpoint.before.pt", "clips.json")
+RUN_FILES += ("checkpoint.pt", "checkpoint.before.pt", "clips.json", TRACKED, "wandb")
 
 # %% ../nbs/workshop/trainer.ipynb #8a076903
 class Run:
@@ -374,9 +375,11 @@ class Run:
         wait: float = WAIT,  # minutes that processes wait for each other
         names: tuple[str, ...] = RUN_FILES,  # what the run writes there
         result: str = ADAPTER[0],  # the one of them that is there when it is finished
+        track: str | None = None,  # a tracker; None: TensorBoard where it is installed
     ):
+        check_tracker(track)
         self.folder, self.resume, self.save_every = Path(folder), resume, save_every
-        self.overwrite, self.names, self.result = overwrite, names, result
+        self.overwrite, self.names, self.result, self.track = overwrite, names, result, track
         self.checkpoint, self.clips = self.folder / "checkpoint.pt", self.folder / "clips.json"
         self.held = ExitStack()
         make_folder(self.folder)  # before the work: a bad path costs nothing
@@ -446,7 +449,7 @@ class Run:
             trainer.load_state_dict(state, what)
             with fitting_state(what):
                 self.spent.go_on(state.get("spent", {}))  # checkpoints of before have none
-                if loader:
+                if loader is not None:
                     loader.load_state_dict(state["loader"])
                     if not self.main:  # what was broken is counted once
                         loader.report = replace(loader.report, tried=0, failed=0, broken={})
@@ -454,7 +457,9 @@ class Run:
             return train(trainer, source, save_every=self.save_every)
 
         def save():
-            own = dict(loader=loader.state_dict() if loader else {}, spent=self.spent.state())
+            own = dict(
+                loader={} if loader is None else loader.state_dict(), spent=self.spent.state()
+            )
             own |= dict(batches=[self.asked, config.batch])
             save_checkpoint(self.checkpoint, same, trainer.state_dict() | own)
 
@@ -462,7 +467,8 @@ class Run:
             total = sum(w * figures[n] for w, n in zip(config.weights, ("vtc", "mbta", "mbca")))
             log.add(step, config.batch, total, figures | gate_means(model.branch))
 
-        with RunLog(self.folder, "pretraining", config.steps, trainer.step) as log:
+        told = dict(track=self.track, settings=asdict(config))
+        with RunLog(self.folder, "pretraining", config.steps, trainer.step, **told) as log:
             train(trainer, source, on_step, save, self.save_every)
         save_strategy(model, self.folder)  # now, whatever becomes of what is judged later
 

@@ -14,8 +14,16 @@ from pathlib import Path
 
 from . import ledger, metrics, retrieval
 from .backbone import load_clip
-from .datasets import CLIP_PRESETS, INDEX, ClipSettings, Example, Shards, read_examples
-from .evaluation import Evaluation, check_named
+from .datasets import (
+    CLIP_PRESETS,
+    INDEX,
+    ClipSettings,
+    Example,
+    Shards,
+    open_saved,
+    read_examples,
+)
+from .evaluation import Evaluation, check_named, is_saved_dataset
 from .moving_shapes import gallery
 from .precision import why_unusable
 from .processes import sharing
@@ -95,8 +103,18 @@ def judge_of(asked: Evaluation, examples: Sequence[Example], tokens: int):
     return partial(retrieval.judge_retrieval, **how), retrieval.DATA_FIGURES
 
 # %% ../nbs/workshop/zero_shot.ipynb #1ff7b0aa
+def _by_number(clips, asked):
+    "As `read_asked`, of what gives clips by number."
+    source = retrieval.ShardClips(clips, asked.limit, asked.skip)
+    retrieval.check_examples([*source], asked.skip)
+    return source, len(source.listed), source
+
+
 def read_asked(asked: Evaluation):
-    "The clips of an annotation or of shards, checked, how many there should be, and all listed."
+    "The clips that are asked for, checked, how many there should be, and all listed."
+    if is_saved_dataset(asked.data):
+        columns = asked.video_column, asked.caption_column
+        return _by_number(open_saved(asked.data, asked.split, *columns), asked)
     shards = asked.data.is_dir() and (asked.format == "table" or (asked.data / INDEX).is_file())
     if not shards:
         every = read_examples(asked.data, asked.format, asked.clips, asked.split)
@@ -104,9 +122,7 @@ def read_asked(asked: Evaluation):
         return retrieval.check_examples(listed, asked.skip), len(listed), every
     if asked.clips or asked.split:
         raise ValueError(f"{asked.data} holds its own clips: leave --clips and --split out")
-    source = retrieval.ShardClips(Shards(asked.data), asked.limit, asked.skip)
-    retrieval.check_examples([*source])
-    return source, len(source.listed), source
+    return _by_number(Shards(asked.data), asked)
 
 # %% ../nbs/workshop/zero_shot.ipynb #c6d665c5
 def evaluate_examples(

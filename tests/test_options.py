@@ -42,6 +42,8 @@ pretrain        --preset           |                   | quick      | x 3
 pretrain        --data             |                   | file       | nowhere.csv
 pretrain        --format           | {DATA}            | table      | x
 pretrain        --clips            | {DATA}            | .          |
+pretrain        --video-column     | {DATA}            | film       | film
+pretrain        --caption-column   | {DATA}            | words      | words
 pretrain        --split            | {DATA}            | test       |
 pretrain        --validation       | {DATA}            | file       | nowhere.csv
 pretrain        --validation-split | --validation file | test       |
@@ -69,6 +71,7 @@ pretrain        --level            |                   | 2          | 0 3 x
 pretrain        --save-every       |                   | 3          | {COUNT}
 pretrain        --strategy         | {DATA}            | joint-ST   | x
 pretrain        --seed             |                   | 0          | {INTEGER}
+pretrain        --track            |                   | tensorboard | x tensorbord
 pretrain        --plan             |                   | -          |
 pretrain        --gpu              | --plan            | T4         | T5 -3 0 nan inf
 pretrain shards --format           |                   | table      | x
@@ -115,6 +118,8 @@ evaluate        --activation       | --clip .          | gelu       | x
 evaluate        --data             |                   | file       | nowhere.csv
 evaluate        --format           | {DATA}            | table      | x
 evaluate        --clips            | {DATA}            | .          | 36
+evaluate        --video-column     | {DATA}            | film       | film
+evaluate        --caption-column   | {DATA}            | words      | words
 evaluate        --split            |                   | test       |
 evaluate        --level            |                   | 2          | 0 3 x
 evaluate        --uneven           |                   | -          |
@@ -227,6 +232,7 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --data file --level 2": "--level",
     "evaluate --data file --level 2": "--level",
     "evaluate --data file --uneven": "--uneven",
+    "evaluate --data file --video-column film": "of a saved dataset, and file is none",
     "ablations --full --conversation": "one at a time",
     "ablations --full --table frames": "--table",
     "ablations --seeds 2 --seed 1": "--seed",

@@ -83,6 +83,8 @@ LATE |= {
     "decord",
     "webdataset",
     "pyarrow",
+    "datasets",
+    "pandas",
     "tensorboard",
     "IPython",
     "ipywidgets",
@@ -95,6 +97,7 @@ DRAWS |= {"map_figures", "playing", "drawings", "films", "score_figures", "token
 DRAWS |= {"paraphrases"}
 DRAWS |= {"front_page", "released.pictures", "strategy_figures", "timecheck.drawing"}
 WITHOUT_TORCH = {"benchmark", "clip_names", "evaluation", "progress", "timecheck_plugin"}
+WITHOUT_TORCH |= {"tracking"}
 WITHOUT_TORCH |= {module for module in MODULES if module.startswith(("cli.", "benchmark."))}
 WHAT_LOADS = """
 import importlib, json, sys

@@ -47,7 +47,7 @@ def work(folder, kind, exact, leg):
 
     trainer.Trainer.update = update
     recipe = trainer.replace(whole_runs.RECIPE, chunk=leg.get("chunk"))
-    data = whole_runs.SHARDS if kind == "shards" else whole_runs.TABLE
+    data = getattr(whole_runs, kind.upper(), whole_runs.TABLE)
     own = Path(folder, "states") if kind == "store" else None
     whole_runs.go_on(folder, data, recipe, own, workers=leg.get("workers", 0))
 
@@ -89,11 +89,13 @@ CHAIN = [  # saved after every second step
     dict(world=4, killed=7),
     dict(world=1, workers=1, chunk=3),
 ]
+KINDS = [("table", 0), ("shards", 0), ("stream", 0), ("store", 0), ("table", 1)]
 JOBS = {
     f"{kind} {exact} {name}": (kind, exact, legs)
-    for kind, exact in (("table", 0), ("shards", 0), ("store", 0), ("table", 1))
+    for kind, exact in KINDS
     for name, legs in (("whole", WHOLE), ("chain", CHAIN))
 }
+JOBS |= {"dataset": ("dataset", 0, WHOLE)}
 JOBS |= {
     f"{world} {name}": ("store", 0, legs)
     for world in (2, 4)
@@ -122,7 +124,7 @@ def curve(folder, name):
     return {row.pop("step"): row for row in rows}
 
 
-@pytest.mark.parametrize(("kind", "exact"), dict.fromkeys(job[:2] for job in JOBS.values()))
+@pytest.mark.parametrize(("kind", "exact"), KINDS)
 def test_other_processes_workers_and_chunks_go_on_with_the_curve(kind, exact, runs):
     whole, chain = (curve(runs, f"{kind} {exact} {name}") for name in ("whole", "chain"))
     assert [*whole] == [*chain] == [*range(8)]
@@ -133,6 +135,11 @@ def test_other_processes_workers_and_chunks_go_on_with_the_curve(kind, exact, ru
         for name, value in row.items():
             if name != "world":
                 assert value == pytest.approx(whole[step][name], rel=near, abs=near), (step, name)
+
+
+def test_a_dataset_is_trained_on_as_the_table_of_its_clips(runs):
+    table, own = (runs / name / "adapter.safetensors" for name in ("table 0 whole", "dataset"))
+    assert table.read_bytes() == own.read_bytes()
 
 
 @pytest.mark.parametrize("world", [2, 4])

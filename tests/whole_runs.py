@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+import datasets
 import torch
 from tiny import tiny_clip
 
@@ -46,6 +47,14 @@ TABLE = [
 PLACE = tempfile.TemporaryDirectory()
 write_shards(TABLE, Path(PLACE.name) / "shards", per_shard=5)
 SHARDS = Shards(Path(PLACE.name) / "shards")
+datasets.disable_progress_bars()
+ROWS = dict(
+    video=[Path(e.path).read_bytes() for e in TABLE], caption=[list(e.captions) for e in TABLE]
+)
+KINDS = datasets.Features(video=datasets.Video(), caption=[datasets.Value("string")])
+datasets.Dataset.from_dict(ROWS, KINDS).save_to_disk(Path(PLACE.name) / "dataset")
+DATASET = datasets.load_from_disk(str(Path(PLACE.name) / "dataset"))
+STREAM = DATASET.to_iterable_dataset(3).shuffle(seed=0, buffer_size=5)
 RECIPE = PretrainConfig(
     steps=8,
     batch=4,
@@ -73,6 +82,11 @@ def table(folder):
 def shards(folder):
     "The same from WebDataset shards, read as a stream."
     go_on(folder, SHARDS)
+
+
+def stream(folder):
+    "The same from a stream of Hugging Face's datasets, which is shuffled anew in each epoch."
+    go_on(folder, STREAM)
 
 
 def store(folder):

@@ -49,6 +49,8 @@ def evaluate(
     data: options.Data = None,
     layout: options.FormatName = "table",
     clips: options.ClipFolder = None,
+    video_column: options.VideoColumn = None,
+    caption_column: options.CaptionColumn = None,
     level: options.Level = 1,
     uneven: options.Uneven = False,
     split: options.Split = None,

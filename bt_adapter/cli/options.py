@@ -6,19 +6,19 @@
 __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', 'ASPECTS', 'STUDIES', 'FULL_ROWS', 'STRATEGIES',
            'READERS', 'TIES', 'PRECISIONS', 'DEVICES', 'ACTIVATIONS', 'MOST', 'COUNT', 'ClipPaths', 'ClipPath',
            'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName', 'PretrainedTag',
-           'Activation', 'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader',
-           'Set', 'Strategy', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
-           'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Plan', 'Gpu', 'Recipe', 'Validation',
-           'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Wordings', 'Dialogues', 'Released', 'Gates', 'Heads',
-           'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss',
-           'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions',
-           'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers',
-           'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName',
-           'TextFunction', 'RenderedSize', 'Pairs', 'Page', 'OtherClip', 'AsReader', 'Stride', 'at_least',
-           'check_clip_path', 'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties',
-           'check_precision_name', 'check_device_name', 'check_workers', 'check_activation', 'check_tuning',
-           'check_reader_name', 'check_strategy_name', 'check_adapter', 'check_video', 'check_format', 'check_out',
-           'check_kept', 'finite', 'option', 'choice']
+           'Activation', 'Data', 'VideoColumn', 'CaptionColumn', 'Annotation', 'FormatName', 'ClipFolder', 'Split',
+           'Frames', 'Workers', 'Reader', 'Set', 'Strategy', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision',
+           'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Track', 'Plan', 'Gpu',
+           'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Wordings', 'Dialogues',
+           'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes',
+           'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk',
+           'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName',
+           'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread',
+           'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'TextFunction', 'RenderedSize', 'Pairs', 'Page',
+           'OtherClip', 'AsReader', 'Stride', 'at_least', 'check_clip_path', 'check_one_clip', 'check_file',
+           'check_template', 'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers',
+           'check_activation', 'check_tuning', 'check_reader_name', 'check_strategy_name', 'check_adapter',
+           'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -35,6 +35,7 @@ from typing import Annotated
 import typer
 
 from ..files import check_file_place, check_folder_place
+from ..tracking import TRACKERS
 
 # %% ../../nbs/workshop/cli/options.ipynb #5305331a
 RECIPES = ("quick", "full", "paper", "released")  # of pretraining
@@ -229,7 +230,11 @@ PretrainedTag = option(str, "open_clip's tag of its weights, such as openai")
 Activation = option(str, "of that CLIP, where neither name nor weights say: gelu or quickgelu")
 
 # %% ../../nbs/workshop/cli/options.ipynb #54d91669
-Data = option(Path, "annotations of a data set, or a folder of shards; without: Moving Shapes")
+Data = option(
+    Path, "annotations, a folder of shards, or one that datasets saved; without: Moving Shapes"
+)
+VideoColumn = option(str, "of a saved dataset, if its videos are in several columns")
+CaptionColumn = option(str, "of a saved dataset, if it is not called caption, text or sentence")
 Annotation = Annotated[Path, typer.Argument(help="annotations of a data set")]
 FormatName = Annotated[
     str, typer.Option("--format", help=f"of the annotations: {', '.join(FORMATS)}")
@@ -277,6 +282,9 @@ Wait = Annotated[
     ),
 ]
 SaveEvery = Annotated[int, typer.Option(help="steps between checkpoints", **COUNT)]
+Track = option(
+    str, f"where curves go beside log.csv: {', '.join(TRACKERS)}; default: the first, if installed"
+)
 Plan = Annotated[
     bool, typer.Option("--plan", help="tell memory, minutes, batch and chunk; train nothing")
 ]

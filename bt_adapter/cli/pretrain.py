@@ -17,7 +17,14 @@ from pathlib import Path
 # %% ../../nbs/workshop/cli/pretrain.ipynb #a7da9ecd
 from . import console, options
 from .console import command, loading, note, run, show
-from ..evaluation import TOY_ONLY, check_level, check_needs, check_tower
+from ..evaluation import (
+    TOY_ONLY,
+    check_columns,
+    check_level,
+    check_needs,
+    check_tower,
+    is_saved_dataset,
+)
 from ..gpus import find_device
 from ..recipes import PretrainConfig, choose_recipe, for_strategy
 from ..settings import (
@@ -32,6 +39,7 @@ from ..settings import (
     written,
 )
 from ..shipped import SHIPPED
+from ..tracking import check_tracker
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #78a43dbc
 import typer
@@ -48,12 +56,12 @@ def check_recipe(preset: str, changes: dict):
 
 
 OF_DATA = ("format", "clips", "split", "validation", "epochs", "workers", "broken", "reader")
-OF_DATA += ("strategy",)
+OF_DATA += ("strategy", "video_column", "caption_column")
 NEEDS = dict.fromkeys((*OF_DATA, "views"), "data") | dict(validation_split="validation")
 NEEDS |= dict.fromkeys(("pretrained", "activation"), "clip")
 
 
-NOT_PLANNED = ("resume", "overwrite", "level")
+NOT_PLANNED = ("resume", "overwrite", "level", "track")
 
 
 def check_given(given: Collection[str]):
@@ -74,9 +82,11 @@ class Pretraining:
 
     out: Path = Path("runs/adapter")  # receives the adapter and its card
     preset: str | None = None  # None: "quick", and "released" with data
-    data: Path | None = None  # annotations or shards; None: Moving Shapes
+    data: Path | None = None  # annotations, shards or a saved dataset; None: Moving Shapes
     format: str = "table"  # of the annotations
     clips: Path | None = None  # their folder; None: that of the annotations
+    video_column: str | None = None  # of a saved dataset; None: the one of videos
+    caption_column: str | None = None  # None: the one that is called so
     split: str | None = None
     validation: Path | None = None  # annotations of clips to judge by
     validation_split: str | None = None
@@ -102,6 +112,7 @@ class Pretraining:
     wait: float = 10.0  # minutes that processes wait for each other
     save_every: int = 50  # steps
     seed: int | None = None
+    track: str | None = None  # a tracker; None: TensorBoard where it is installed
     plan: bool = False  # say what it would take, and train nothing
     gpu: str | None = None  # of the plan; None: this machine
 
@@ -113,13 +124,15 @@ class Pretraining:
         options.check_out(self.out, self.store)
         check_tower(self.clip, self.pretrained)
         options.check_workers(self.workers)
-        inside = (self.clips or self.split) and self.data.is_dir() and self.format == "table"
-        if inside:
+        check_columns(self.data, self.clips, self.video_column, self.caption_column)
+        own = self.data and self.data.is_dir() and self.format == "table"
+        if own and (self.clips or self.split) and not is_saved_dataset(self.data):
             raise ValueError(f"{self.data} holds its own clips: leave --clips and --split out")
         for annotation in filter(None, (self.data, self.validation)):
             options.check_format(annotation, self.format)
         options.check_activation(self.activation)
         options.check_reader_name(self.reader)
+        check_tracker(self.track)
         check_options(self.values, self.changes)
         if self.epochs and "steps" in self.values:
             raise ValueError("--epochs and --set steps contradict each other: give one of them")
@@ -196,6 +209,8 @@ def adapter(
     data: options.Data = None,
     layout: options.FormatName = "table",
     clips: options.ClipFolder = None,
+    video_column: options.VideoColumn = None,
+    caption_column: options.CaptionColumn = None,
     split: options.Split = None,
     validation: options.Validation = None,
     validation_split: options.ValidationSplit = None,
@@ -221,6 +236,7 @@ def adapter(
     wait: options.Wait = 10.0,
     save_every: options.SaveEvery = 50,
     seed: options.Seed = None,
+    track: options.Track = None,
     plan: options.Plan = False,
     gpu: options.Gpu = None,
 ):
@@ -259,7 +275,7 @@ def train_on_shapes(asked: Pretraining):
     name = asked.clip or "moving-shapes"
     clip = load_clip(name, asked.pretrained, activation=asked.activation)
     tell_settings(asked)
-    names = ("store", "resume", "overwrite", "wait", "save_every", "level", "about")
+    names = ("store", "resume", "overwrite", "wait", "save_every", "level", "about", "track")
     kept = {name: getattr(asked, name) for name in names}
     rows = scenes.pretrain_moving_shapes(asked.out, clip, asked.config, **kept)
     if rows:
@@ -279,10 +295,14 @@ def check_clip_weights(name: str, pretrained: str | None):
         raise ValueError(f"{name} alone has random weights: add --pretrained, such as {tags}")
 
 
-def examples_of(data: Path, layout: str, clips: Path | None, split: str | None):
-    "A list of examples, or shards."
-    from ..datasets import Shards, read_examples
+def examples_of(
+    data: Path, layout: str, clips: Path | None, split: str | None, columns: Sequence = ()
+):
+    "A list of examples, shards, or a saved dataset."
+    from ..datasets import Shards, open_saved, read_examples
 
+    if is_saved_dataset(data):
+        return open_saved(data, split, *columns)
     shards = data.is_dir() and layout == "table"
     return Shards(data) if shards else clips_there(read_examples(data, layout, clips, split), data)
 
@@ -297,14 +317,19 @@ def clips_there(examples: list, data: Path) -> list:
     return examples
 
 
-def held_out(examples, path: Path | None, *where) -> list:
+def held_out(examples, path: Path | None, *where, columns: Sequence = ()) -> Sequence:
     "Examples for validation, none without a path."
-    from ..datasets import read_examples
+    from ..datasets import open_saved, read_examples
     from ..pretrain import check_apart
-    from ..retrieval import check_examples
+    from ..retrieval import ShardClips, check_examples
 
     if not path:
         return []
+    if is_saved_dataset(path):
+        there = ShardClips(open_saved(path, where[-1], *columns))
+        check_examples([*there])
+        check_apart(examples, there)
+        return there
     named = read_examples(path, *where)
     there = [example for example in named if Path(example.path).is_file()]
     if not there:
@@ -339,21 +364,22 @@ def train_on_clips(asked: Pretraining):
     check_clip_weights(asked.clip, asked.pretrained)
     config = asked.config
     tell_settings(asked)
-    examples = examples_of(asked.data, asked.format, asked.clips, asked.split)
+    columns = asked.video_column, asked.caption_column
+    examples = examples_of(asked.data, asked.format, asked.clips, asked.split, columns)
     where = asked.validation, asked.format, asked.clips, asked.validation_split
-    held = held_out(examples, *where)
+    held = held_out(examples, *where, columns=columns)
     named = dict(pretrained=asked.pretrained, activation=asked.activation)
     clip = clip_for_device(asked.clip, asked.strategy in MASKED, **named)
 
     def judge(model):
         how = asked.workers, asked.reader
-        rows = held_out_scores(model, held, config, *how) if held else []
+        rows = held_out_scores(model, held, config, *how) if len(held) else []
         if rows:
             show({"clips that were not trained on, percent": rows})
         return rows
 
     names = ("store", "views", "workers", "epochs", "broken", "reader", "resume", "save_every")
-    names += ("overwrite", "wait", "about", "strategy")
+    names += ("overwrite", "wait", "about", "strategy", "track")
     kept = {name: getattr(asked, name) for name in names}
     try:
         report = pretrain_clips(asked.out, clip, examples, config, **kept, judge=judge, tell=tell)
@@ -371,7 +397,8 @@ def clips_planned(asked: Pretraining) -> tuple[int, int]:  # that go through, di
     "Of a plan: as many as the data and the recipe say, or 1000."
     config, named = asked.config, 0
     if asked.data:
-        named = len(examples_of(asked.data, asked.format, asked.clips, asked.split))
+        columns = asked.video_column, asked.caption_column
+        named = len(examples_of(asked.data, asked.format, asked.clips, asked.split, columns))
     through = config.steps * config.batch if config.steps else (named or 1000)
     through = asked.epochs * named if asked.epochs else through
     return through, min(through, named * asked.views or through)

@@ -44,6 +44,8 @@ from .own_clips import (
     turned_caption,
 )
 from .shards import INDEX, WINDOW, Shards, index_shards, write_shards
+from .streams import StreamLoader, stream_loader
+from .video_columns import DatasetClips, StreamClips, as_source, open_saved
 
 # %% ../../nbs/workshop/datasets/datasets.ipynb #4817bff9
 __all__ = [
@@ -60,12 +62,16 @@ __all__ = [
     "ClipItem",
     "ClipLoader",
     "ClipSettings",
+    "DatasetClips",
     "Example",
     "Format",
     "Look",
     "Report",
     "Shards",
+    "StreamClips",
+    "StreamLoader",
     "TooManyBroken",
+    "as_source",
     "caption_from_name",
     "check_contrast",
     "crop_frames",
@@ -79,7 +85,9 @@ __all__ = [
     "loader",
     "look_through",
     "normalize_frames",
+    "open_saved",
     "read_examples",
+    "stream_loader",
     "tokenize",
     "turned_caption",
     "write_shards",

@@ -30,6 +30,7 @@ from .. import pixels
 from ..backbone import FrozenCLIP
 from .annotations import Example
 from .decoding import Decoder, DecoderEnded, can_fork
+from .elsewhere import fetched, is_decoder, read_decoder
 from ..files import first_line
 from ..ledger import write_csv
 from ..progress import chunks
@@ -263,7 +264,6 @@ class ClipDataset:
             raise ValueError("A dataset needs examples, frames and a margin, each of 1 or more.")
         check_reader(self.reader)
         self._decoder = None  # a worker's own
-        self._decoder = None  # of a worker
         if isinstance(self.examples, list):
             self.examples = _Packed(self.examples)
 
@@ -275,8 +275,12 @@ class ClipDataset:
 
     def _frames(self, example: Example, generator):
         "Frames of one example, uint8 (t, 3, height, width)."
-        meant = example.span, example.data, self.reader
-        clip = read_clip(example.path, self.frames, generator, *meant)
+        path, data, span = example.path, example.data, example.span
+        if is_decoder(data):
+            clip = read_decoder(data, path, self.frames, generator, span)
+        else:
+            data = fetched(path) if data is None and "://" in path else data
+            clip = read_clip(path, self.frames, generator, span, data, self.reader)
         return crop_frames(clip, self.size, self.margin, generator)
 
     def read(self, index: int, generator: torch.Generator | None) -> ReadClip:
@@ -323,14 +327,19 @@ class ClipDataset:
 
     def item(self, epoch: int, index: int) -> ClipItem:
         "The clip of that number, a function of seed, epoch and index alone."
-        generator, broken = _generator(self.seed, epoch, index), []
+        generator = _generator(self.seed, epoch, index)
+        return self.readable(index, generator, lambda: self._draw(len(self), generator))
+
+    def readable(self, index: int, generator, another) -> ClipItem:
+        "That clip, or in training another one where it cannot be read."
+        broken = []
         in_worker = torch.utils.data.get_worker_info() is not None and can_fork()
         read = self.read_apart if in_worker else self.read
         for _ in range(20 if self.training else 1):
             example, frames, reason = read(index, generator if self.training else None)
             if frames is None:
                 broken.append((example.path, reason))
-                index = self._draw(len(self), generator) if self.training else index
+                index = another() if self.training else index
                 continue
             captions = example.captions or ("",)
             caption = captions[self._draw(len(captions), generator)]
@@ -385,14 +394,14 @@ class _Slices:
 class ClipLoader:
     "Batches of a dataset, epoch after epoch, that can be stopped and continued anywhere."
 
-    def __init__(self, dataset, *, batch, collate, workers, rank, world, share):
+    def __init__(self, dataset, *, batch, collate, workers, rank, world, share, slices=_Slices):
         self.dataset, self.batch, self.rank, self.world = dataset, batch, rank, world
         self.epoch, self.position, self.report = 0, 0, Report(share)
         if dataset.training:  # which takes seconds, and here not in each worker
             import_module("torchvision.transforms")
         self.loader = torch.utils.data.DataLoader(
             dataset,
-            batch_sampler=_Slices(self),
+            batch_sampler=slices(self),
             num_workers=workers,
             collate_fn=collate,
             generator=torch.Generator(),
@@ -404,6 +413,15 @@ class ClipLoader:
         "Batches of an epoch, the same in every process."
         whole, left = divmod(len(self.dataset), self.batch * self.world)
         return whole + (left > 0 and not self.dataset.training)
+
+    @property
+    def clips(self) -> int:
+        "How many there are."
+        return len(self.dataset)
+
+    def go_to(self, step: int):
+        "The place behind so many batches."
+        self.epoch, self.position = divmod(step, len(self))
 
     def _order(self):
         "Numbers of the examples in the order of this epoch."
@@ -429,7 +447,7 @@ class ClipLoader:
         while found := self._next(batches):
             batch, tried, broken = found
             self.report.add(tried, broken)
-            self.report.check(len(self.dataset))
+            self.report.check(self.clips)
             self.position += 1
             if batch is not None:
                 yield batch

@@ -292,6 +292,14 @@ class Shards:
         except Exception as error:  # as in `ClipDataset.read`: it costs this clip
             raise BrokenClip(path, first_line(error)) from error
 
+    def contents(self) -> list:
+        "What a run that goes on must find again."
+        return [self.names, self.ends.tolist()]
+
+    def files(self) -> dict[str, Path]:
+        "The shards by name."
+        return {name: self.folder / name for name in self.names}
+
     def order(self, generator: torch.Generator) -> torch.Tensor:
         "All clips, shuffled so that few shards are open at a time."
         shards = torch.randperm(len(self.names), generator=generator)

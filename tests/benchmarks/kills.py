@@ -12,7 +12,7 @@ those of the undisturbed run, byte for byte; of a CSV file only some columns, if
 Trainers take turns until there were as many kills. Functions run in forks of this one process:
 what their file imports and makes when it is imported is made once.
 
-Without a TRAINER: a table of clips, shards and a store, of tests/whole_runs.py.
+Without a TRAINER: a table of clips, shards, a stream and a store, of tests/whole_runs.py.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def all_kills(trainers, most, same, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ours = [f"{RUNS}:{name}" for name in ("table", "shards", "store")]
+    ours = [f"{RUNS}:{name}" for name in ("table", "shards", "stream", "store")]
     parser.add_argument("trainers", nargs="*", default=ours, metavar="TRAINER")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

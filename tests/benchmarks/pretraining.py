@@ -40,6 +40,7 @@ from bt_adapter.ledger import append_csv, check_csv, today
 from bt_adapter.masking import kept_patches
 from bt_adapter.muon import Muon
 from bt_adapter.precision import fast_copy
+from bt_adapter.shipped import samples_folder
 from bt_adapter.store import FeatureStore, frozen_states, store_settings
 
 COLUMNS = ("date", "device", "torch", "command", "case", "measure", "value", "against", "ratio")
@@ -205,7 +206,7 @@ def measure_kill(args):
     random.seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clips = sorted((backbone.samples_folder() / "clips").glob("*.mp4"))
+        clips = sorted((samples_folder() / "clips").glob("*.mp4"))
         lines = ["path,caption", *(f"{path},a thing: {path.stem}" for path in clips)]
         (folder / "captions.csv").write_text("\n".join(lines))
         start = time.time()
