@@ -562,6 +562,8 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on():
     }.items():
         at.type(f"{typed}\n")
         at.until(told, "> ")
+    at.type("one\ntwo\n")  # two at once are answered one behind the other
+    assert b"you said two" not in at.until("you said one", "you said two", "> ")
     assert at.leave("\x03") == 0
 
 

@@ -17,7 +17,7 @@ from tidy import KERNEL, ROOT
 from bt_adapter.shipped import samples_folder
 
 PATIENCE_S = 20
-START_MS = 400_000  # for JupyterLab, a kernel and five panels on a busy machine
+START_MS = 400_000  # for JupyterLab, a kernel and six panels on a busy machine
 ATTACK = "<img src=x onerror=alert(1)>"
 ANSWER = "It moves left."
 
@@ -37,18 +37,25 @@ from bt_adapter.explorer import ChatPanel
 from bt_adapter.moving_shapes import gallery, render
 
 class Scripted(VideoChat):
+    short = False
+    context = property(lambda self: 160 if self.short else 4096)
+
     def stream(self, question):
-        said = "On and on. " * 100 if question == "Endless?" else {ANSWER!r}
+        said = "On and on. " * {{"Endless?": 100, "Slow?": 6}}.get(question, 0) or {ANSWER!r}
         said = question if "<" in question else said
-        self.left = iter(self.prompt.tokenizer(said + "</s>").input_ids)
+        ids = self.prompt.tokenizer(said + "</s>").input_ids
+        self.left = iter([*ids[:3], None] if question == "Break?" else ids)
+        self.max_tokens, self.short = 5 if question == "Long?" else 2000, question == "And then?"
         return super().stream(question)
 
     def _choose(self, logits):
         time.sleep(0.02)
-        return next(self.left)
+        found = next(self.left)
+        if found is None:
+            raise RuntimeError("out of memory")
+        return found
 
 host = image_chat_model(load_clip("moving-shapes"), tiny_llama())
-host.config.text_config.max_position_embeddings = 4096
 plug(host, "spatio-temporal")
 clip, short = render(gallery("validation")[0]), Template("<video>{{question}}:", " {{question}}:")
 
@@ -71,6 +78,12 @@ WIRES = {
     "retry": "view.buttons['retry']._click_handlers.callbacks.clear()",
     "undo": "view.buttons['undo']._click_handlers.callbacks.clear()",
     "clear": "view.buttons['clear']._click_handlers.callbacks.clear()",
+    "streaming": "panel.grow = lambda: None",
+    "busy": "view.lock = lambda *_: None",
+    "cut off": "panel.talks._end = lambda name, reply: setattr(reply, 'state', 'whole')",
+    "forgotten": "panel.talks._end = lambda name, reply: setattr(reply, 'state', 'whole')",
+    "broken off": "panel.talks._fail = lambda name, reply, error: setattr(reply, 'state', 'whole')",
+    "one world": "panel.limits = lambda: ''; panel.refresh()",
     "copy": "view.copier.value = view.copier.value.replace('onclick', 'data-dead')",
     "example": "view.examples[0]._click_handlers.callbacks.clear()",
     "model": "view.models[0].unobserve_all()",
@@ -84,9 +97,9 @@ WIRES = {
 }
 
 
-def until(holds, what):
+def until(holds, what, seconds=0):
     """Wait until something holds."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + max(seconds, PATIENCE_S)
     while not holds():
         assert time.monotonic() < end, f"{what}: nothing changed"
         time.sleep(0.05)
@@ -101,7 +114,7 @@ def asked(root):
 
 
 def idle(root):
-    until(lambda: root.locator("[data-state=writing]").count() == 0, "end of an answer")
+    until(lambda: root.locator("[data-state=writing]").count() == 0, "end of an answer", 30)
 
 
 def press(root, name):
@@ -154,6 +167,55 @@ def stop(root):
     assert "Stopped." in said(root)[-1]
     press(root, "Undo")
     until(lambda: "Endless?" not in asked(root), "undo")
+
+
+def ask(root, question):
+    """Ask by Enter; the answer is on its way then, or there already."""
+    idle(root)
+    count = len(asked(root))
+    write(root, question).press("Enter")
+    until(lambda: len(asked(root)) > count, "chat")
+
+
+def streaming(root):
+    """Words are there before the end."""
+    ask(root, "Slow?")
+    writing = root.locator(".bta-reply[data-state=writing]", has_text="On and")
+    until(lambda: writing.count(), "words")
+    idle(root)
+    assert "On and on. On and" in said(root)[-1]
+
+
+def busy(root):
+    """The lock is on and comes off."""
+    send_, stop_ = (root.get_by_role("button", name=n, exact=True) for n in ("Send", "Stop"))
+    ask(root, "Slow?")
+    until(lambda: send_.is_disabled() and stop_.is_enabled(), "lock")
+    idle(root)
+    until(lambda: send_.is_enabled() and stop_.is_disabled(), "lock")
+
+
+def cut_off(root):
+    ask(root, "Long?")
+    until(lambda: "Cut off: an answer has 5 tokens at most." in said(root)[-1], "note")
+
+
+def forgotten(root):
+    for _ in range(3):
+        ask(root, "And then?")
+    idle(root)
+    until(lambda: "forgotten." in "".join(said(root)[-6:]), "note")
+
+
+def broken_off(root):
+    ask(root, "Break?")
+    until(lambda: "No answer: out of memory" in said(root)[-1], "note")
+    send(root)
+
+
+def one_world(root):
+    told = root.locator("[role=status]")
+    until(lambda: "These models know only Moving Shapes" in told.inner_text(), "note")
 
 
 def retry(root):
@@ -275,6 +337,12 @@ STEPS = {
     "word": word,
     "frame": frame,
     "play": play,
+    "streaming": streaming,
+    "busy": busy,
+    "cut off": cut_off,
+    "forgotten": forgotten,
+    "broken off": broken_off,
+    "one world": one_world,
     "clear": clear,
     "open": open_clip,
     "Enter on a clip": enter_clip,
@@ -282,14 +350,17 @@ STEPS = {
 }
 
 
+QUIET = ("streaming", "busy", "cut off", "forgotten", "broken off", "one world")
+
+
 def place_of(name):
-    """Whether a step needs other wires than its own: then its panel has lost that one only."""
-    return name if name in ("stop", "model") else "dead"
+    """The panel whose wire is cut; all others that the step needs are whole there."""
+    return name if name in ("stop", "model") else "quiet" if name in QUIET else "dead"
 
 
 def the_notebook():
     cells = [SETUP]
-    for place in ("dead", "stop", "model"):
+    for place in ("dead", "quiet", "stop", "model"):
         cuts = [cut for name, cut in WIRES.items() if place_of(name) == place]
         cells.append("\n".join([f"panel = made({place!r})", "view = panel.view", *cuts]))
         cells[-1] += "\npanel.widget()"
@@ -366,6 +437,11 @@ def theme(page, name):
     time.sleep(1)
 
 
+def check_legible(root):
+    for part in (".bta-you", ".bta-reply", ".bta-notice", ".bta-copy", ".bta-word"):
+        assert root.locator(part).first.evaluate(CONTRAST) > 4.5, part
+
+
 @pytest.mark.parametrize("name", ["JupyterLab Light", "JupyterLab Dark"])
 def test_words_are_legible(page, name):
     root = page.page.locator(".test-narrow")
@@ -374,17 +450,15 @@ def test_words_are_legible(page, name):
             colour = "e => getComputedStyle(e).backgroundColor"
             assert max(map(int, re.findall(r"\d+", root.evaluate(colour))[:3])) < 80
             keep_picture(page.page.locator(".test-live"), "panel_dark")
-        for part in (".bta-you", ".bta-reply", ".bta-notice", ".bta-copy", ".bta-word"):
-            assert root.locator(part).first.evaluate(CONTRAST) > 4.5, part
+        check_legible(root)
+        wrong = "white" if name.endswith("Dark") else "black"
+        root.evaluate("(e, wrong) => e.style.setProperty('background', wrong)", wrong)
+        with pytest.raises(AssertionError, match="bta-"):  # a ground of the other theme
+            check_legible(root)
+        root.evaluate("e => e.style.removeProperty('background')")
 
 
-def test_in_a_narrow_pane_everything_is_there(page):
-    root = page.page.locator(".test-narrow")
-    root.scroll_into_view_if_needed()
-    send(root)
-    root.locator("button.bta-word", has_text="left.").first.click()
-    until(lambda: root.locator(".bta-strip img").count() == 8, "word")
-    keep_picture(root, "panel_narrow")
+def check_narrow(root):
     outer = root.bounding_box()
     assert outer["width"] <= 391
     wide = root.evaluate("e => [e.scrollWidth, e.clientWidth]")
@@ -396,3 +470,17 @@ def test_in_a_narrow_pane_everything_is_there(page):
             assert box["x"] >= outer["x"] - 1, control.evaluate("e => e.outerHTML")
             inside = box["x"] + box["width"] <= outer["x"] + outer["width"] + 1
             assert inside, control.evaluate("e => e.outerHTML")
+
+
+def test_in_a_narrow_pane_everything_is_there(page):
+    root = page.page.locator(".test-narrow")
+    root.scroll_into_view_if_needed()
+    send(root)
+    root.locator("button.bta-word", has_text="left.").first.click()
+    until(lambda: root.locator(".bta-strip img").count() == 8, "word")
+    keep_picture(root, "panel_narrow")
+    check_narrow(root)
+    stiff = "e => e.querySelectorAll('.bta-wrap').forEach(row => {"
+    root.evaluate(stiff + " for (const c of row.children) c.style.flexShrink = 0; })")
+    with pytest.raises(AssertionError):  # parts of a row that do not shrink
+        check_narrow(root)
