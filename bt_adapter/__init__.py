@@ -19,6 +19,7 @@ frozen_tower        what it is made of, and what may go in
 weights             all of them read, none left over, and which are the same but for rounding
 pixels, plain_clip  what CLIP sees, and a light way to the shipped one
 masking             tubes: which patches the branch sees
+drop_path           which updates of its layers a step of training leaves out
 temporal_attention  one patch looks at itself through time
 traffic             what operations read and write, in bytes, and what stays
 kernels             the same in Triton

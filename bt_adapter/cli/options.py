@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
            'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName', 'PretrainedTag',
            'Activation', 'Data', 'Annotation', 'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader',
            'Set', 'Strategy', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views',
-           'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Plan', 'Gpu', 'Recipe', 'Validation',
+           'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Plan', 'Gpu', 'OTHERS', 'Recipe', 'Validation',
            'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Wordings', 'Dialogues', 'Released', 'Gates', 'Heads',
            'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss',
            'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions',
@@ -36,7 +36,7 @@ import typer
 from ..files import check_file_place, check_folder_place
 
 # %% ../../nbs/workshop/cli/options.ipynb #5305331a
-RECIPES = ("quick", "full", "paper", "released")  # of pretraining
+RECIPES = ("quick", "full", "paper", "released", "released-eva")  # of pretraining
 TUNING = ("paper", "released")  # recipes of instruction tuning
 POOLINGS = ("mean", "spatio-temporal", "slow-fast", "grid")
 TEMPLATES = ("llava", "llava_v1", "llava-hf", "llava-lightning", "llava_v0", "llava-mistral")
@@ -274,7 +274,8 @@ Plan = Annotated[
     bool, typer.Option("--plan", help="tell memory, minutes, batch and chunk; train nothing")
 ]
 Gpu = option(str, "of the plan: T4, A100, ..., cpu, or GB of memory; without: this machine's")
-Recipe = option(str, f"{' or '.join(TUNING)}; for adapters also quick or full", "--preset")
+OTHERS = "quick, full or released-eva"
+Recipe = option(str, f"{' or '.join(TUNING)}; for adapters also {OTHERS}", "--preset")
 Validation = option(Path, "annotations of clips to judge by, in the same format")
 ValidationSplit = option(str, "a part of those")
 PerShard = Annotated[int, typer.Option(help="clips in a file", **COUNT)]
@@ -328,7 +329,7 @@ Ask = option(list[str], "a question; may be repeated")
 ChatModel = Annotated[
     str, typer.Option("--model", help="an image chat model: a folder, or a name of the model hub")
 ]
-Video = option(str, f"folder of an adapter, or {', '.join(POOLINGS)}")
+Video = option(str, f"folder of an adapter or a strategy, or {', '.join(POOLINGS)}")
 TemplateName = option(str, f"form of the prompt, {choice(TEMPLATES)}; default: what fits the model")
 Temperature = Annotated[float, typer.Option(min=0, callback=finite, help="0 is greedy")]
 MaxTokens = Annotated[int, typer.Option(help="tokens of an answer", **COUNT)]
