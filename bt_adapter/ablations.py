@@ -38,7 +38,7 @@ from .trainer import ParamGroup, PretrainConfig, gate_means
 
 # %% ../nbs/workshop/ablations.ipynb #6ba44418
 VTC = (("weights", (1.0, 0.0, 0.0)),)  # no losses on tokens
-UNMASKED = (*VTC, ("mask_ratio", 0.0))  # what strategies other than a branch can be trained with
+UNMASKED = (*VTC, ("mask_ratio", 0.0), ("drop_path", 0.0))  # strategies other than BT-Adapter
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map
 
 from .backbone import FrozenCLIP, check_named, load_clip, without_open_clips_warnings
 from .costs import flop_counter
+from .drop_path import draw_paths
 from .folding import FastInTime
 from .frozen_tower import frames_at_once
 from .gpus import GB, GPUS, Device, find_device
@@ -255,6 +256,8 @@ def run_pass(setting: Setting, clips: int, first: bool):
     states = torch.empty(shape, dtype=half_of(setting), device="meta")
     kept = kept_patches(setting.tokens - 1, config.mask_ratio)
     keep = torch.empty(clips, kept, dtype=torch.int64, device="meta")
+    sizes = config.drop_path, model.config.layers, clips, kept, config.frames, torch.Generator()
+    paths = draw_paths(*sizes).part(slice(None), "meta") if config.drop_path else None
     passes = MaskedPass(model, torch.float32, config.token_loss, config.teacher_norm)
 
     def all_of():
@@ -263,7 +266,7 @@ def run_pass(setting: Setting, clips: int, first: bool):
         layers = [*model.clip.blocks, *getattr(model.branch, "blocks", ())]
         with also_again(layers, setting.products):
             with as_trained(setting):
-                video, tokens, mbta = passes(states, keep, entry)
+                video, tokens, mbta = passes(states, keep, entry, paths)
             (video.sum() + tokens.sum() + mbta).backward()
 
     return all_of, model

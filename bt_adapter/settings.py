@@ -189,6 +189,8 @@ OF_TRAINING = (
     Setting("rates", "rates", RATES, "learning rates", "Table 8"),
     Setting("weight_decay", "weight_decay", NOT_NEGATIVE, "of AdamW and Muon", "Table 8"),
     Setting("clip_norm", "clip_norm", LONGEST, "longest gradient"),
+    Setting("drop_path", "drop_path", BELOW_ONE,
+            "how often an update of the branch's last layer is left out, less before it"),
     Setting("warmup", "schedule.warmup", SHARE, "share of the steps in which rates rise"),
     Setting("first", "schedule.first", SHARE, "share of the rate at the first step"),
     Setting("delay", "schedule.delay", SHARE, "share of the steps before rates fall"),
@@ -273,6 +275,8 @@ def check_strategy(values: Mapping[str, object], strategy: str):
         raise ValueError(f"{strategy} has no setting {lacking[0]}: leave it out")
     if values.get("mask") and strategy not in MASKED:
         raise ValueError(f"{strategy} sees all patches, masks are for a branch: leave mask out")
+    if values.get("drop_path") and strategy not in MASKED:
+        raise ValueError(f"{strategy} has no branch, which DropPath is for: leave drop_path out")
 
 
 def check_data(values: Mapping[str, object], own_clips: bool, level: int = 1):

@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .branch import BTAdapter
+from .drop_path import Paths, draw_paths, dropping
 from .files import read_json
 from .fitting import check_optimizer, descend, raise_for_clips, run_steps
 from .folders import ADAPTER, CARD, check_place, holding, make_folder
@@ -95,9 +96,10 @@ class MaskedPass(nn.Module):
         states: torch.Tensor,  # (b, last, t, 1 + l, d)
         keep: torch.Tensor,  # (b, kept) from `tube_mask`
         entry: bool = False,  # as in a Batch; without the last state, MBTA's teacher, it is 0
+        paths: Paths | None = None,  # DropPath's factors for these clips
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (b, c), (b, c), scalar; fp32
         clip, branch = self.model.clip, self.model.branch
-        with autocast_context(states.device, self.precision):
+        with autocast_context(states.device, self.precision), dropping(branch, paths):
             if entry:
                 features = self.model.encode_entry(states[:, 0], keep)
             else:
@@ -178,13 +180,15 @@ def backward_in_chunks(
     accelerator,  # accelerate's Accelerator
     check: Callable = lambda losses, video: None,  # called before there are gradients
     scale: Callable = lambda loss: loss,  # a loss in fp16
+    paths: Paths | None = None,  # DropPath's factors for the clips of this process
 ) -> torch.Tensor:  # (3,): VTC, MBTA, MBCA, the same in all processes
     "Losses of a batch; their gradients, of all processes, are added to the branch's."
     device, chunks = accelerator.device, torch.arange(len(keep)).split(config.chunk or len(keep))
 
     def features(rows):
         states = batch.states if len(chunks) == 1 else batch.states[rows]
-        return passes(states.to(device), keep[rows].to(device), batch.entry)
+        factors = paths and paths.part(rows, device)
+        return passes(states.to(device), keep[rows].to(device), batch.entry, factors)
 
     with torch.set_grad_enabled(len(chunks) == 1):
         found, sizes = [features(rows) for rows in chunks], [len(rows) for rows in chunks]
@@ -223,6 +227,8 @@ class Trainer:
     def __init__(self, model: BTAdapter, config: PretrainConfig, accelerator=None):
         from accelerate.utils import broadcast
 
+        if config.drop_path and not hasattr(model.branch, "spatial"):
+            raise ValueError("DropPath is for a branch: train this strategy with drop_path=0.")
         self.model, self.config, self.step = model, config, 0
         self.accelerator = accelerator or new_accelerator()
         device = self.accelerator.device
@@ -277,18 +283,25 @@ class Trainer:
         where = f"a loss is no number at step {self.step} (VTC, MBTA, MBCA: {values})"
         raise_for_clips(where, bad or gather_object(names))
 
-    def masks_of(self, batch: Batch) -> torch.Tensor:  # (b, kept)
-        "This process's masks for the next step."
+    def hidden(self, batch: Batch) -> tuple[torch.Tensor, Paths | None]:  # (b, kept)
+        "This process's masks for the next step, and DropPath's factors."
         ranks = ProcessInfo(self.accelerator.process_index, self.accelerator.num_processes)
-        clips, patches = len(batch.text) * ranks.world, batch.states.shape[3] - 1
-        return tube_mask(clips, patches, self.config.mask_ratio, self.masks)[ranks.share(clips)]
+        clips, (_, _, frames, tokens, _) = len(batch.text) * ranks.world, batch.states.shape
+        own, rate = ranks.share(clips), self.config.drop_path
+        keep = tube_mask(clips, tokens - 1, self.config.mask_ratio, self.masks)
+        if not rate:  # nothing is drawn
+            return keep[own], None
+        sizes = self.model.config.layers, clips, keep.shape[1], frames
+        return keep[own], draw_paths(rate, *sizes, self.masks).part(own)
 
     def update(self, batch: Batch) -> dict[str, float]:
         "One step; returns the losses, unweighted, and what else is worth a curve."
+        keep, paths = self.hidden(batch)
         losses = backward_in_chunks(
             self.passes,
             batch,
-            keep=self.masks_of(batch),
+            keep=keep,
+            paths=paths,
             config=self.config,
             accelerator=self.accelerator,
             check=lambda losses, video: self.check(batch.names, losses, video),
@@ -355,6 +368,8 @@ def run_signature(model: BTAdapter, config: PretrainConfig, data: str) -> dict[s
     "What a checkpoint must agree in with the run that continues it: not in how a step is split."
     settings = {name: json.dumps(value) for name, value in asdict(config).items()}
     del settings["chunk"]
+    if not config.drop_path:  # runs that were begun before there was one go on
+        del settings["drop_path"]
     return dict(backbone=model.clip.fingerprint, data=data) | settings
 
 # %% ../nbs/workshop/trainer.ipynb #76f8f0a9

@@ -74,7 +74,7 @@ WRONG = {
     "evaluate --activation gelu": "--activation belongs to --clip",
     "pretrain --clip x --activation relu": "activation must be gelu or quickgelu",
     "evaluate --limit 0": "--limit must be 1 or more",
-    "pretrain --preset huge": "use quick or full or paper or released",
+    "pretrain --preset huge": "or paper or released or released-eva",
     "pretrain --set layer=6": "no setting is called 'layer': the nearest is layers",
     "pretrain --data file": "name another with --clip",
     "pretrain --steps 0": "steps must be 1 or more",

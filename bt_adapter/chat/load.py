@@ -33,6 +33,7 @@ from ..hub import OUT_OF_REACH, asking_hub
 from ..precision import fast_dtype, usable_device
 from ..released import read_file
 from ..shipped import shipped
+from ..strategy_files import load_strategy
 from ..weights import check_names_match, give_weights, read_whole
 
 # %% ../../nbs/workshop/chat/load.ipynb #7a6c1e0b
@@ -113,7 +114,7 @@ def plug_small(
     file = folder / f"{'image_' if video else ''}projector.safetensors"
     give_weights(model.model.multi_modal_projector, read_file(file), file)
     if video not in POOLINGS:
-        video = BTAdapter.from_pretrained(video or folder / "adapter", clip)
+        video = load_strategy(video or folder / "adapter", clip)
     return plug(model, video)
 
 
@@ -249,6 +250,6 @@ def load_chat(
     model, tokenizer = image_host(name, dtype or usual)
     if video not in POOLINGS:
         tuned = (Path(video) / TUNED).is_file()
-        video = tuned_adapter(model, Path(video)) if tuned else BTAdapter.from_pretrained(video)
+        video = tuned_adapter(model, Path(video)) if tuned else load_strategy(video)
     plug(model, video)
     return model.to(device), tokenizer

@@ -89,7 +89,7 @@ class Plugged:
 # %% ../../nbs/50_chat.ipynb #fa3c3a78
 def plug(
     model: nn.Module,  # LLaVA, LLaVA-NeXT, BLIP-2, InstructBLIP or MiniGPT-4 of transformers
-    video: BTAdapter | str,  # an adapter beside the same CLIP, or a pooling: a key of POOLINGS
+    video: nn.Module | str,  # adapter or strategy beside the same CLIP, or a key of POOLINGS
 ) -> Plugged:
     """Give an image chat model clips (b, t, 3, height, width) wherever it takes images.
 
@@ -109,7 +109,7 @@ def plug(
     if isinstance(tower, VideoTower):
         raise ValueError("This model is plugged already: unplug it first.")
     check_in_memory(model, f"this {model.config.model_type}")
-    pool, preprocess = pool_for(tower, layer, video, model.config.model_type)
+    pool, preprocess = pool_for(tower, layer, video, model)
     normed = not hasattr(model.config, "vision_feature_layer")
     wrapped = VideoTower(tower, layer=layer, normed=normed, pool=pool, preprocess=preprocess)
     wrapped.to(tower.post_layernorm.weight.device)
@@ -120,25 +120,28 @@ def plug(
 
 # %% ../../nbs/workshop/chat/plugging.ipynb #1ea0bce3
 from collections.abc import Mapping
-from functools import partial
 
-from .hosts import refuse_other_clip
+from .hosts import Projector, refuse_other_clip
+from .strategy_pools import strategy_pool
 from .tower import POOLINGS
 
 # %% ../../nbs/workshop/chat/plugging.ipynb #4a95225d
 def pool_for(
     tower: nn.Module,  # the host's
     layer: int,
-    video: BTAdapter | str,
-    kind: str,  # of host, for a refusal
+    video: nn.Module | str,
+    model: nn.Module,  # the host
 ) -> tuple[nn.Module | str, Mapping]:  # the pool, mean and std of the pixels
-    "What `VideoTower` needs to know of an adapter, of what has a `pool_at`, or of a pooling."
+    "What `VideoTower` needs to know of an adapter, a strategy, what has a `pool_at`, or a pooling."
     from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     if not isinstance(video, str):
-        refuse_other_clip(tower, video.clip, kind)
-        make = getattr(video, "pool_at", partial(BranchPool, video))
-        return make(layer), video.clip.preprocess
+        refuse_other_clip(tower, video.clip, model.config.model_type)
+        if hasattr(video, "pool_at"):
+            return video.pool_at(layer), video.clip.preprocess
+        squares = any(isinstance(m, Projector) and m.merge > 1 for m in model.modules())
+        pool = strategy_pool(video, layer, average=squares) or BranchPool(video, layer)
+        return pool, video.clip.preprocess
     if video not in POOLINGS:
         raise ValueError(f"A pooling is one of {', '.join(POOLINGS)}, not {video!r}.")
     pixels = dict(mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)

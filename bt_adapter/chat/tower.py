@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ..backbone import record_outputs
+from ..backbone import record_inputs, record_outputs
 from ..frozen_tower import check_frames
 from ..pixels import check_clip, fit, normalize
 
@@ -106,12 +106,13 @@ class VideoTower(nn.Module):
     def states(
         self,
         frames: Float[Tensor, "b t 3 height width"],
-        wanted: int,  # how many, the host's layer at the end
+        wanted: int,  # how many, the host's layer at the end; layer + 1: what enters the first, too
     ) -> list[Float[Tensor, "b t n d"]]:
         "What the layers of the frozen tower give for each frame."
         found = []
-        layers = self.tower.encoder.layers[self.layer - wanted : self.layer]
-        handles = record_outputs(layers, found)
+        layers = self.tower.encoder.layers
+        entering = record_inputs(layers[:1], found) if wanted > self.layer else []
+        handles = entering + record_outputs(layers[max(0, self.layer - wanted) : self.layer], found)
         try:
             with torch.no_grad():
                 self.tower(frames.flatten(0, 1).to(self.dtype))

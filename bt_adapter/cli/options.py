@@ -9,10 +9,10 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
            'Activation', 'Data', 'VideoColumn', 'CaptionColumn', 'Annotation', 'FormatName', 'ClipFolder', 'Split',
            'Frames', 'Workers', 'Reader', 'Set', 'Strategy', 'Seed', 'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision',
            'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Track', 'Plan', 'Gpu',
-           'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Wordings', 'Dialogues',
-           'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens', 'Classes',
-           'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full', 'Talk',
-           'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName',
+           'OTHERS', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests', 'Wordings',
+           'Dialogues', 'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings', 'Tokens',
+           'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds', 'Full',
+           'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName',
            'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread',
            'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'TextFunction', 'RenderedSize', 'Pairs', 'Page',
            'OtherClip', 'AsReader', 'Stride', 'at_least', 'check_clip_path', 'check_one_clip', 'check_file',
@@ -38,7 +38,7 @@ from ..files import check_file_place, check_folder_place
 from ..tracking import TRACKERS
 
 # %% ../../nbs/workshop/cli/options.ipynb #5305331a
-RECIPES = ("quick", "full", "paper", "released")  # of pretraining
+RECIPES = ("quick", "full", "paper", "released", "released-eva")  # of pretraining
 TUNING = ("paper", "released")  # recipes of instruction tuning
 POOLINGS = ("mean", "spatio-temporal", "slow-fast", "grid")
 TEMPLATES = ("llava", "llava_v1", "llava-hf", "llava-lightning", "llava_v0", "llava-mistral")
@@ -289,7 +289,8 @@ Plan = Annotated[
     bool, typer.Option("--plan", help="tell memory, minutes, batch and chunk; train nothing")
 ]
 Gpu = option(str, "of the plan: T4, A100, ..., cpu, or GB of memory; without: this machine's")
-Recipe = option(str, f"{' or '.join(TUNING)}; for adapters also quick or full", "--preset")
+OTHERS = "quick, full or released-eva"
+Recipe = option(str, f"{' or '.join(TUNING)}; for adapters also {OTHERS}", "--preset")
 Validation = option(Path, "annotations of clips to judge by, in the same format")
 ValidationSplit = option(str, "a part of those")
 PerShard = Annotated[int, typer.Option(help="clips in a file", **COUNT)]
@@ -343,7 +344,7 @@ Ask = option(list[str], "a question; may be repeated")
 ChatModel = Annotated[
     str, typer.Option("--model", help="an image chat model: a folder, or a name of the model hub")
 ]
-Video = option(str, f"folder of an adapter, or {', '.join(POOLINGS)}")
+Video = option(str, f"folder of an adapter or a strategy, or {', '.join(POOLINGS)}")
 TemplateName = option(str, f"form of the prompt, {choice(TEMPLATES)}; default: what fits the model")
 Temperature = Annotated[float, typer.Option(min=0, callback=finite, help="0 is greedy")]
 MaxTokens = Annotated[int, typer.Option(help="tokens of an answer", **COUNT)]

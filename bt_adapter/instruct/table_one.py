@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_ONE', 'MAKERS', 'CHAT_SETTINGS', 'CHAT_COLUMNS', 'CHAT_RUN_FILES', 'TALK', 'QUICK_TALK', 'FramesPool',
-           'mean_frame', 'half_time', 'up_to', 'InPlacePool', 'Eyes', 'eyes_of', 'host_hash', 'chat_settings',
-           'tuned_answers', 'conversation_rows']
+           'mean_frame', 'half_time', 'up_to', 'Eyes', 'eyes_of', 'host_hash', 'chat_settings', 'tuned_answers',
+           'conversation_rows']
 
 # %% ../../nbs/workshop/instruct/table_one.ipynb #4abc1cae
 import math
@@ -26,8 +26,9 @@ from ..branch import BranchConfig, BTAdapter
 
 # %% ../../nbs/workshop/instruct/table_one.ipynb #64831b03
 from ..chat.load import small_clip, small_host
+from ..chat.strategy_pools import InPlacePool
 from ..folders import holding
-from ..in_place import InPlace, with_other
+from ..in_place import with_other
 from .asking import asked_about_clips
 from .laptop import tuned_on_clips
 from .loop import InstructConfig
@@ -78,20 +79,6 @@ def up_to(clip: FrozenCLIP, layer: int) -> FrozenCLIP:
     return with_other(clip, clip.blocks, clip.blocks[:layer])
 
 
-class InPlacePool(nn.Module):
-    "What a strategy that changes CLIP's last layers hands on."
-
-    def __init__(self, model: InPlace):
-        super().__init__()
-        self.model, self.branch = model, model.branch
-        self.depth, self.states = model.config.layers, model.config.states
-
-    def forward(self, states: Sequence[torch.Tensor]) -> torch.Tensor:  # (b, 1 + l, d)
-        state = self.model.change(states[0].to(self.branch.align.weight.dtype))
-        patches = rearrange(state[:, :, 1:], "b s (t l) d -> b (s t) l d", l=states[0].shape[2] - 1)
-        return torch.cat([state[:, :, 0].mean(1, keepdim=True), patches.mean(1)], dim=1)
-
-
 class Eyes:
     "A strategy as `plug` takes it, beside the CLIP of the host."
 
@@ -114,13 +101,18 @@ def _depth(clip, layer):
 
 
 def _separate(clip, layer, unfreeze):
-    return InPlacePool(SeparateST(up_to(clip, layer), _depth(clip, layer), unfreeze))
+    model = SeparateST(up_to(clip, layer), _depth(clip, layer), unfreeze)
+    return InPlacePool(model, average=True)
+
+
+def _joint(clip, layer):
+    return InPlacePool(JointST(up_to(clip, layer), layer - 1), average=True)
 
 
 MAKERS = {  # strategies of `TABLE_ONE`
     "mean pooling": lambda clip, layer: FramesPool(mean_frame),
     "ST pooling": lambda clip, layer: FramesPool(half_time),
-    "joint-ST": lambda clip, layer: InPlacePool(JointST(up_to(clip, layer), layer - 1)),
+    "joint-ST": _joint,
     "separate-ST": lambda clip, layer: _separate(clip, layer, unfreeze=True),
     "separate-ST, frozen": lambda clip, layer: _separate(clip, layer, unfreeze=False),
 }
