@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ..pixels import check_clip
 from ..video import ClipError, sample_indices
 
 # %% ../../nbs/workshop/datasets/elsewhere.ipynb #a681aaf3
@@ -41,7 +42,8 @@ def read_decoder(
     """Frames of a clip that is open already, those of `read_clip` if there is no span.
 
     Raises:
-        ClipError: It holds no frames, none in the span, or no colors in 8 bits.
+        ClipError: It holds no frames, or none in the span.
+        ValueError: It gives something else than colors in 8 bits.
 
     Source:
         The interface is torchcodec's; what is taken of a clip is the package's own choice.
@@ -56,9 +58,7 @@ def read_decoder(
         found = decoder.get_frames_played_at(_moments(path, metadata, span, frames, generator)).data
     if found.ndim == 4 and found.shape[-1] != 3:  # the order that torchcodec has if none is asked
         found = rearrange(found, "t c h w -> t h w c")
-    if found.dtype != torch.uint8 or found.shape[-1] != 3:
-        told = f"{tuple(found.shape)} in {found.dtype}"
-        raise ClipError(f"Cannot read {path}: its decoder gives {told}, no colors in 8 bits.")
+    check_clip(found)
     return found.cpu()
 
 # %% ../../nbs/workshop/datasets/elsewhere.ipynb #68338ef2
