@@ -196,6 +196,7 @@ timecheck       --seed             |                   | 0          | {INTEGER}
 timecheck       --out              |                   | out        | {FOLDER}
 timecheck       --pipeline         |                   | -          |
 timecheck       --stride           | --pipeline        | 4          | {COUNT}
+timecheck       --lmms-eval        |                   | out        | {FOLDER}
 timecheck       --json             |                   | -          |
 explore         --captions         |                   | words      | nowhere.txt
 explore         --adapter          |                   | .          | nowhere file
@@ -246,6 +247,8 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --data file --strategy joint-ST --set layers=2": "has no setting layers",
     "timecheck --pipeline": "MODULE:FUNCTION",
     "timecheck a:b --pipeline --out x": "leave out --out",
+    "timecheck a:b --lmms-eval out": "a name has no use beside --lmms-eval",
+    "timecheck --lmms-eval out --out x": "--out has no use beside --lmms-eval",
 }
 
 

@@ -58,7 +58,7 @@ def test_installed_metadata_is_settings_ini():
     assert installed["Summary"] == settings["description"]
     assert installed["License-Expression"] == settings["license"] == "Apache-2.0"
     assert installed["Requires-Python"] == f">={settings['min_python']}"
-    assert installed.get_all("Provides-Extra") == ["train", "chat", "lab", "dev"]
+    assert installed.get_all("Provides-Extra") == ["train", "chat", "mteb", "lab", "dev"]
 
 
 def test_versions_agree():
@@ -81,6 +81,8 @@ LATE = {"open_clip", "torchvision", "timm", "transformers", "peft", "accelerate"
 LATE |= {
     "av",
     "decord",
+    "mteb",
+    "datasets",
     "webdataset",
     "pyarrow",
     "datasets",

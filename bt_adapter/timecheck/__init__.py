@@ -8,6 +8,7 @@ __all__ = ['check']
 # %% ../../nbs/workshop/timecheck/timecheck.ipynb #c89b3d18
 from collections.abc import Callable
 
+from .asking import check_whole
 from .degrees import Share, Verdict
 from .encoders import encoder_named, encoder_of
 from .numbered import NumberedClip, write_numbered
@@ -55,9 +56,6 @@ def check(
     from .rendered import examine
 
     limits = dict(pairs=(pairs, 4, 48), batch=(batch, 1, 2**16), seed=(seed, 0, 2**63 - 1))
-    for what, (value, least, most) in limits.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(
-                f"{what} must be a whole number from {least} to {most}, not {value!r}."
-            )
+    for what, given in limits.items():
+        check_whole(what, *given)
     return examine(encoder_of(embed_video, encode_text, frames, size, name), pairs, batch, seed)
