@@ -66,7 +66,7 @@ def check_columns(data: Path | None, clips: Path | None, *columns: str | None):
     if saved and clips:
         raise ValueError(f"{data} holds its own clips: leave --clips out")
 
-
+# %% ../nbs/workshop/evaluation.ipynb #142f1957
 def check_tower(name: str | None, pretrained: str | None):
     "Raises ValueError for a CLIP that is not there, and for weights beside its own."
     whole = name in SHIPPED or Path(name or ".").is_dir()

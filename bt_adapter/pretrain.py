@@ -260,12 +260,22 @@ def _listed(examples):
             found.append((f"number {i}", "", ("",)))
     return found
 
-
+# %% ../nbs/workshop/pretrain.ipynb #5ef2ac56
 def is_stream(examples) -> bool:
     "Is it a stream, of which nobody knows how many clips it holds?"
     from .datasets import StreamClips
 
     return isinstance(examples, StreamClips)
+
+
+def _source(examples, config, store, epochs):
+    "What clips come from. ValueError for a stream with a store, with epochs, or without steps."
+    from .datasets import as_source
+
+    examples = as_source(examples)
+    if is_stream(examples):
+        check_stream(config, store, epochs)
+    return examples
 
 
 def check_stream(config: PretrainConfig, store: Path | None, epochs: int | None):
@@ -280,7 +290,7 @@ def check_stream(config: PretrainConfig, store: Path | None, epochs: int | None)
             "a stream does not say how many clips it holds: give the number of steps, not of epochs"
         )
 
-
+# %% ../nbs/workshop/pretrain.ipynb #2745adad
 def _contents(examples):
     "A hash of what is trained on: clips, their parts and captions, or the list of shards."
     whole = isinstance(examples, list)
@@ -438,26 +448,14 @@ def pretrain_clips(
     stored: int | None = None,  # states of a clip in the store; None: as many as are read
     track: str | None = None,  # a tracker, as for `Run`
 ):  # a Report of the clips that could not be read, which is in broken.csv, too
-    """Train on a data set and save. A batch larger than the data set becomes the data set.
-
-    Raises:
-        ValueError: Clips or captions that nothing can be learned from, or a stream where the
-            number of clips is needed: with a store, with epochs, without steps.
-
-    Source:
-        Section 3.3 and appendix A; datasets and streams are those of Hugging Face's `datasets`.
-    """
-    from .datasets import as_source
-
-    examples = as_source(examples)
-    if is_stream(examples):
-        check_stream(config, store, epochs)
+    "Train on a data set and save. A batch larger than the data set becomes the data set."
+    examples = _source(examples, config, store, epochs)
     with Run(out, resume, save_every, overwrite=overwrite, wait=wait, track=track) as run:
         clips = None if is_stream(examples) else len(examples)
         config = _fitting(config, clips, epochs, run, tell)
         torch.manual_seed(config.seed)
-        clip = clip.to(run.accelerator.device)
-        model = build_strategy(strategy, clip, config.branch, checkpointing=True)
+        there = clip.to(run.accelerator.device)
+        model = build_strategy(strategy, there, config.branch, checkpointing=True)
         same = _signature(model, config, examples, views if store else "ever new")
         if run.finished(same):
             return None
@@ -466,8 +464,7 @@ def pretrain_clips(
         report = _of_all(_learn(run, model, examples, config, store, how, same), run)
         if run.main:
             told = dict(strategy=strategy, clips=clips, tried=report.tried, failed=report.failed)
-            told |= about or {}
-            run.finish(model, config, same, **told, validation=judge(model))
+            run.finish(model, config, same, **told, **(about or {}), validation=judge(model))
         return report
 
 # %% ../nbs/workshop/pretrain.ipynb #0670b52c

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+# %% ../nbs/workshop/retrieval.ipynb #2e19c56a
 from . import ledger
 from .backbone import FrozenCLIP
 from .branch import BTAdapter

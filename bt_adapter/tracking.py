@@ -111,7 +111,7 @@ class Tracker:
         "The run has ended."
         self._try(self.run and self.run.finish)
 
-
+# %% ../nbs/workshop/tracking.ipynb #733275d1
 def new_tracker(
     name: str | None,  # None: TensorBoard, where it is installed
     folder: Path,  # of the run

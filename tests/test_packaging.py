@@ -85,7 +85,6 @@ LATE |= {
     "datasets",
     "webdataset",
     "pyarrow",
-    "datasets",
     "pandas",
     "tensorboard",
     "IPython",

@@ -15,10 +15,10 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
            'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video', 'TemplateName',
            'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url', 'RepliesFile', 'AskUnread',
            'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'TextFunction', 'RenderedSize', 'Pairs', 'Page',
-           'OtherClip', 'AsReader', 'Stride', 'at_least', 'check_clip_path', 'check_one_clip', 'check_file',
-           'check_template', 'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers',
-           'check_activation', 'check_tuning', 'check_reader_name', 'check_strategy_name', 'check_adapter',
-           'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
+           'OtherClip', 'LmmsEvalFolder', 'AsReader', 'Stride', 'at_least', 'check_clip_path', 'check_one_clip',
+           'check_file', 'check_template', 'check_aspect', 'check_ties', 'check_precision_name', 'check_device_name',
+           'check_workers', 'check_activation', 'check_tuning', 'check_reader_name', 'check_strategy_name',
+           'check_adapter', 'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -282,6 +282,8 @@ Wait = Annotated[
     ),
 ]
 SaveEvery = Annotated[int, typer.Option(help="steps between checkpoints", **COUNT)]
+
+# %% ../../nbs/workshop/cli/options.ipynb #888fb9c7
 Track = option(
     str, f"where curves go beside log.csv: {', '.join(TRACKERS)}; default: the first, if installed"
 )
@@ -377,5 +379,6 @@ Pairs = Annotated[
 ]
 Page = Annotated[Path, typer.Option("--page", "-o", help="HTML file to write")]
 OtherClip = option(Path, "a clip to compare with; default: the same one, backwards", "--other")
+LmmsEvalFolder = option(Path, "write a task of lmms-eval instead, into a new folder", "--lmms-eval")
 AsReader = Annotated[bool, typer.Option("--pipeline", help="judge a reader of files instead")]
 Stride = option(int, "frames from one to the next that a reader takes", **COUNT)

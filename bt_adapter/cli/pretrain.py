@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'OF_DATA', 'NEEDS', 'NOT_PLANNED', 'BEGUN', 'UNNAMED', 'check_recipe', 'check_given', 'Pretraining', 'tell',
-           'show_settings', 'instead', 'tell_settings', 'adapter', 'carry_out', 'tell_if_anew', 'train_on_shapes',
-           'check_clip_weights', 'examples_of', 'clips_there', 'held_out', 'clip_for_device', 'train_on_clips',
-           'clips_planned', 'tell_plan', 'shards', 'small_clip', 'instruct', 'Tuning', 'tune', 'main']
+           'show_settings', 'instead', 'begin', 'tell_settings', 'adapter', 'carry_out', 'tell_if_anew',
+           'train_on_shapes', 'check_clip_weights', 'examples_of', 'clips_there', 'held_out', 'clip_for_device',
+           'train_on_clips', 'clips_planned', 'tell_plan', 'shards', 'small_clip', 'instruct', 'Tuning', 'tune', 'main']
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #8f63c028
 import os
@@ -196,6 +196,15 @@ def instead(context: typer.Context, preset: str):
     console.check_nothing_before(context)
 
 
+def begin(context: typer.Context, given: dict):
+    "Do what the options of a line ask for, or what stands in its place."
+    if context.invoked_subcommand or "help" in (given["setting"] or ()):
+        usual = "released" if given["data"] else "quick"
+        return instead(context, given["preset"] or usual)
+    check_given(console.given_options(context))
+    carry_out(console.made_of(Pretraining, given, layout="format"))
+
+
 def tell_settings(asked: Pretraining):
     "What was set, and what the preset has."
     if asked.values:
@@ -241,10 +250,7 @@ def adapter(
     gpu: options.Gpu = None,
 ):
     "Pretrain an adapter."
-    if context.invoked_subcommand or "help" in (setting or ()):
-        return instead(context, preset or ("released" if data else "quick"))
-    check_given(console.given_options(context))
-    carry_out(console.made_of(Pretraining, locals(), layout="format"))
+    begin(context, locals())
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #1071ab0d
 def carry_out(asked: Pretraining):

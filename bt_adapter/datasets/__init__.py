@@ -62,16 +62,12 @@ __all__ = [
     "ClipItem",
     "ClipLoader",
     "ClipSettings",
-    "DatasetClips",
     "Example",
     "Format",
     "Look",
     "Report",
     "Shards",
-    "StreamClips",
-    "StreamLoader",
     "TooManyBroken",
-    "as_source",
     "caption_from_name",
     "check_contrast",
     "crop_frames",
@@ -85,10 +81,18 @@ __all__ = [
     "loader",
     "look_through",
     "normalize_frames",
-    "open_saved",
     "read_examples",
-    "stream_loader",
     "tokenize",
     "turned_caption",
     "write_shards",
+]
+
+# %% ../../nbs/workshop/datasets/datasets.ipynb #b50a6166
+__all__ += [
+    "DatasetClips",
+    "StreamClips",
+    "StreamLoader",
+    "as_source",
+    "open_saved",
+    "stream_loader",
 ]

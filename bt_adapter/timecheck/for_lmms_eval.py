@@ -102,7 +102,7 @@ from. Only the order of frames tells which is right. A task of lmms-eval; from b
 {clips} clips of Moving Shapes, {frames} frames of {size} pixels a side, seed {seed}.
 """
 
-
+# %% ../../nbs/workshop/timecheck/for_lmms_eval.ipynb #ec242874
 def write_lmms_eval(
     folder: str | Path,  # new, or empty
     *,

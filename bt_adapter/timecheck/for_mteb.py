@@ -175,7 +175,7 @@ def _task_class():
 
     return MovingShapesTask
 
-
+# %% ../../nbs/workshop/timecheck/for_mteb.ipynb #6057505b
 def mteb_tasks(
     names: Iterable[str] = ("direction", "motion", "binding"),
     *,
@@ -267,7 +267,7 @@ def _model_class():
 
     return MTEBEncoder
 
-
+# %% ../../nbs/workshop/timecheck/for_mteb.ipynb #df63b5bf
 def mteb_model(
     embed_video: object,  # uint8 (b, t, h, w, 3) -> (b, c), a model, or its folder or name
     encode_text: Callable | None = None,  # list of n captions -> (n, c); default: the model's own
