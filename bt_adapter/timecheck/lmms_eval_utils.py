@@ -25,7 +25,9 @@ def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str
     return f"{words.get('pre_prompt', '')}{question}{words.get('post_prompt', '')}"
 
 # %% ../../nbs/workshop/timecheck/lmms_eval_utils.ipynb #170abc03
-TOLD = re.compile(r"(?:answer|option|choice)\b[^A-Za-z]*(?:is\b)?[^A-Za-z]*([AB])\b(?! \w)", re.I)
+TOLD = re.compile(
+    r"(?:answer|option|choice)\b[^A-Za-z]*(?:is\b)?[^A-Za-z]*([AB])\b(?! (?!or\b|and\b)\w)", re.I
+)
 ALONE = re.compile(r"^\W*([AB])(?:\W*$|[.):,])", re.I)
 
 
