@@ -18,7 +18,8 @@ backbone            a frozen CLIP that hands out the states of its layers, by na
 frozen_tower        what it is made of, and what may go in
 weights             all of them read, none left over, and which are the same but for rounding
 pixels, plain_clip  what CLIP sees, and a light way to the shipped one
-masking             tubes: which patches the branch sees
+shipped             what comes with the package, by name
+masking, drop_path  tubes: which patches the branch sees, and updates that are left out
 temporal_attention  one patch looks at itself through time
 traffic             what operations read and write, in bytes, and what stays
 kernels             the same in Triton

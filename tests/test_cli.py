@@ -239,7 +239,7 @@ EVERY_OPTION = {
     "pretrain": f"{OF_A_RUN} --out o --preset full --data file --format webvid --split test "
     "--validation file --validation-split x --broken 0.3 --clip c --pretrained x --activation gelu "
     "--epochs 3 --batch 3 --chunk 3 --precision bf16 --ema 0.3 --views 3 --reader decord "
-    "--wait 3.0 --strategy STAN --set layers=6",
+    "--wait 3.0 --strategy STAN --set layers=6 --track tensorboard",
     "pretrain tune": f"{OF_A_RUN} --frames 3 --model m --dialogues file --out o --preset released "
     "--adapter moving-shapes --template llava",
     "evaluate": "moving-shapes --released file --no-gates --heads 3 --clip c --pretrained x "
@@ -272,13 +272,35 @@ def test_every_option_reaches_the_work(tmp_path, monkeypatch):
         assert line in found, run.output or run.exception
         for field in fields(found[line]):
             value, told = getattr(found[line], field.name), str(getattr(found[line], field.name))
-            # not of --data, or of a plan, which trains nothing
-            if field.name not in ("adapter", "level", "uneven", "plan", "gpu"):
+            # not of --data, or of a plan, which trains nothing, or of a saved dataset (see below)
+            others = "adapter", "level", "uneven", "plan", "gpu", "video_column", "caption_column"
+            if field.name not in others:
                 assert value != field.default, f"{line}: {field.name} does not arrive"
             word = field.name.replace("_", "-")
             word = "dialogues" if (line, word) == ("pretrain tune", "data") else word
             if f"--{word} " in options and not isinstance(value, bool | list | tuple):
                 assert f"--{word} {told} " in f"{options} ", f"{line}: {field.name} is {told}"
+
+
+def test_columns_of_a_saved_dataset_reach_the_work(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from bt_adapter import zero_shot
+    from bt_adapter.cli import evaluate, pretrain
+
+    found = {}
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    monkeypatch.setattr(pretrain, "train_on_clips", lambda asked: found.update(pretrain=asked))
+    monkeypatch.setattr(zero_shot, "evaluate", lambda asked: found.update(evaluate=asked) or 1 / 0)
+    columns = ["--video-column", "film", "--caption-column", "told", "--data", tmp_path / "saved"]
+    for name, app, more in (
+        ("pretrain", pretrain.app, ["--clip", "c", "--pretrained", "x"]),
+        ("evaluate", evaluate.app, ["moving-shapes"]),
+    ):
+        run = CliRunner().invoke(app, [str(word) for word in [*more, *columns]])
+        assert name in found, run.output or run.exception
+        assert (found[name].video_column, found[name].caption_column) == ("film", "told")
 
 
 def test_defaults_are_those_of_the_values():
