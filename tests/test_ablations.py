@@ -71,7 +71,7 @@ def test_the_rows_are_the_papers():
 
 
 def test_settings_are_the_same_for_all_rows():
-    allowed = {"weights", "mask_ratio", "token_loss", "teacher_norm"}
+    allowed = {"weights", "mask_ratio", "drop_path", "token_loss", "teacher_norm"}
     assert {name for row in ROWS for name, _ in row.train} == allowed
     assert {name for row in ROWS for name, _ in row.branch} == {
         *("projection", "combination", "layers")
