@@ -113,7 +113,7 @@ class Tracker:
 
 # %% ../nbs/workshop/tracking.ipynb #733275d1
 def new_tracker(
-    name: str | None,  # None: TensorBoard, where it is installed
+    name: str | None,  # None: TensorBoard, where it is installed and begins
     folder: Path,  # of the run
     start: int = 0,  # its first step now
     settings: dict | None = None,  # of the run, for those that show them
@@ -129,4 +129,9 @@ def new_tracker(
     check_tracker(name)
     if name is None and find_spec("tensorboard") is None:
         return None
-    return Tracker(name or "tensorboard", folder, start, settings or {})
+    try:
+        return Tracker(name or "tensorboard", folder, start, settings or {})
+    except ValueError as error:
+        if name is not None:
+            raise
+        warnings.warn(f"{error}; log.csv has all curves", stacklevel=2)  # nobody asked for it

@@ -112,3 +112,14 @@ def test_what_is_not_there_is_refused_before_any_work(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="choose from tensorboard, trackio, wandb"):
         check_tracker("wand")
     assert not (tmp_path / "run").exists() and new_tracker(None, tmp_path) is None
+
+
+def test_a_broken_tensorboard_that_nobody_asked_for_ends_no_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # installed, and damaged
+    monkeypatch.delattr("torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.warns(UserWarning, match=r"tensorboard does not begin a run: .*log\.csv has all"):
+        log(tmp_path, 0, 2)
+    assert len(read_log(tmp_path / "log.csv")["step"]) == 2
+    with pytest.raises(ValueError, match="tensorboard does not begin a run"):
+        log(tmp_path, 0, 2, track="tensorboard")
