@@ -35,5 +35,7 @@ def shipped(
         return None
     folder = samples_folder() / SHIPPED[str(name)] / part
     if not folder.is_dir():
-        raise ValueError(f"{name} comes without the part {part!r}: {folder} is not there.")
+        have = [n for n, place in SHIPPED.items() if (samples_folder() / place / part).is_dir()]
+        others = " and ".join(have) or "no shipped model"
+        raise ValueError(f"{name} comes without the part {part!r}, which {others} has.")
     return folder

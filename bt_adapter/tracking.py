@@ -135,3 +135,4 @@ def new_tracker(
         if name is not None:
             raise
         warnings.warn(f"{error}; log.csv has all curves", stacklevel=2)  # nobody asked for it
+        return None

@@ -10,7 +10,7 @@ from bt_adapter.branch import BTAdapter
 from bt_adapter.moving_shapes import gallery
 from bt_adapter.retrieval import weights_hash
 from bt_adapter.scenes import gallery_scores
-from bt_adapter.shipped import samples_folder
+from bt_adapter.shipped import SHIPPED, samples_folder, shipped
 from bt_adapter.small_clip import opposite_cosines, static_recall
 from bt_adapter.twins import twin_cosines
 
@@ -43,9 +43,15 @@ def test_results_are_of_the_shipped_adapter(model):
     assert {row["fingerprint"] for row in rows} == {model.clip.fingerprint}
 
 
-def test_shipped_files_are_small():
-    files = [*samples_folder().glob("clip/*"), *samples_folder().glob("adapter/*")]
-    assert sum(file.stat().st_size for file in files) <= 12e6
+@pytest.mark.parametrize("place", SHIPPED.values(), ids=SHIPPED)
+def test_shipped_files_are_small(place):
+    files = [f for part in ("clip", "adapter") for f in (samples_folder() / place / part).iterdir()]
+    assert len(files) >= 7 and sum(file.stat().st_size for file in files) <= 12e6
+
+
+def test_a_part_that_does_not_come_along_is_one_sentence():
+    with pytest.raises(ValueError, match=r"moving-shapes-2 .* 'chat', which moving-shapes has"):
+        shipped("moving-shapes-2", "chat")
 
 
 def test_the_card_is_made_from_the_files():

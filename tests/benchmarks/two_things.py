@@ -55,11 +55,8 @@ def answers(clips, scenes, encode_text):
 
 def in_clip(scenes):
     "Which of the fourteen motions are in each clip, (n, 14)."
-    return torch.tensor([[m in map(motion, s.things) for m in motions_of(2)] for s in scenes])
-
-
-def motion(thing):
-    return thing.motion
+    shown = [{thing.motion for thing in scene.things} for scene in scenes]
+    return torch.tensor([[motion in own for motion in motions_of(2)] for own in shown])
 
 
 def both_read(known, known_scenes, asked, asked_scenes):
