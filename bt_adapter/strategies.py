@@ -136,7 +136,7 @@ class STAN(Branching):
         super().__init__(clip, BranchConfig(layers, combination="addition", convention="released"))
 
 # %% ../nbs/workshop/strategies.ipynb #d740a250
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -153,14 +153,18 @@ class OpenSTAN(FromEntry, STAN):
         self.config = InPlaceConfig(layers, len(clip.blocks), unfreeze=True)
         self.branch.blocks = deepcopy(clip.blocks[-layers:]).requires_grad_(True)
 
-    def encode_entry(self, entry: torch.Tensor, keep=None) -> VideoFeatures:
-        "From what enters the open layers (b, t, 1 + l, d)."
-        entry, own = entry.to(self.branch.dtype), []
+    def own_states(self, entry: torch.Tensor) -> Iterator[torch.Tensor]:  # (b, t, 1 + l, d)
+        "What the open layers give, one after the other, from what enters them."
         tokens = rearrange(entry, "b t n d -> (b t) n d")
         for block in self.branch.blocks:
             twice = self.checkpointing and torch.is_grad_enabled()
             tokens = recomputed(block, tokens) if twice else block(tokens)
-            own.append(rearrange(tokens, "(b t) n d -> b t n d", b=len(entry)))
+            yield rearrange(tokens, "(b t) n d -> b t n d", b=len(entry))
+
+    def encode_entry(self, entry: torch.Tensor, keep=None) -> VideoFeatures:
+        "From what enters the open layers (b, t, 1 + l, d)."
+        entry = entry.to(self.branch.dtype)
+        own = [*self.own_states(entry)]
         *_, (cls, patches) = self.branch.layers(own, self.clip.position.to(entry.dtype), keep)
         return VideoFeatures(F.normalize(self.embed(cls, own[-1]), dim=-1), patches, own[-1])
 

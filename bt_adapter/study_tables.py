@@ -91,7 +91,7 @@ def models_in(rows: Sequence[dict]) -> dict[tuple, Row]:  # model -> the first r
 
 # %% ../nbs/workshop/study_tables.ipynb #020e66c4
 def talk_summary(rows: Sequence[dict]) -> list[dict]:  # a row a row
-    "Exact answers of Table 1's rows by kind of question, over the seeds."
+    "Exact answers of a table's rows by kind of question, over the seeds."
     kinds = list(dict.fromkeys(line["kind"] for line in rows))
     names = list(dict.fromkeys(line["row"] for line in rows))
     papers = {line["row"]: line["paper"] for line in rows}

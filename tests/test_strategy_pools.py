@@ -8,9 +8,17 @@ from tiny_hosts import one_thread, tiny_host  # noqa: F401 one_thread is used by
 
 from bt_adapter.branch import BranchConfig
 from bt_adapter.chat import BranchPool, clip_of_host, load, plug, unplug
-from bt_adapter.chat.strategy_pools import IN_PLACE, POOLED
+from bt_adapter.chat.strategy_pools import IN_PLACE, POOLED, SUMMED
 from bt_adapter.in_place import entry_of, frame_by_frame
-from bt_adapter.strategy_files import NAMES, build_strategy, load_strategy, save_strategy
+from bt_adapter.instruct.loop import branch_parameters_read
+from bt_adapter.instruct.table_one import up_to
+from bt_adapter.strategy_files import (
+    NAMES,
+    build_strategy,
+    load_strategy,
+    save_strategy,
+    strategy_of,
+)
 
 LAYERS = 2  # K
 
@@ -24,6 +32,13 @@ def saved(name, model, folder):
     return load_strategy(folder, clip)
 
 
+def changed(name, strategy, n, patches):
+    """What stands before a layer of CLIP."""
+    if name == "ST-Adapter":
+        return strategy.branch.adapters[n](patches, strategy.clip.grid[0])
+    return strategy.branch.temporal[n](patches)
+
+
 def by_hand(name, strategy, frames, layer):
     """What is written in section 3.2: all patches of all frames, in front of them the CLS."""
     blocks = getattr(strategy.branch, "blocks", None)
@@ -33,9 +48,10 @@ def by_hand(name, strategy, frames, layer):
         for block in blocks[:layer]:
             tokens = block(tokens)
         return tokens
-    state = strategy.branch.time(entry_of(strategy.clip, frames, LAYERS))
+    state = entry_of(strategy.clip, frames, LAYERS)
+    state = state if name == "ST-Adapter" else strategy.branch.time(state)
     for n in range(LAYERS - (5 - layer)):
-        patches = strategy.branch.temporal[n](state[:, :, 1:])
+        patches = changed(name, strategy, n, state[:, :, 1:])
         block = (blocks or strategy.clip.blocks[-LAYERS:])[n]
         state = frame_by_frame(block, torch.cat([state[:, :, :1], patches], 2))
     return torch.cat([state[:, :, 0].mean(1, keepdim=True), state[:, :, 1:].flatten(1, 2)], 1)
@@ -60,6 +76,36 @@ def test_the_tokens_are_those_computed_by_hand(name, host, layer, tmp_path):
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
 
 
+def one_less(strategy):
+    """STAN with the first layer alone, beside a CLIP that ends there."""
+    short = up_to(strategy.clip, 4)
+    made = build_strategy(strategy_of(strategy), short, BranchConfig(layers=1))
+    weights = strategy.branch.state_dict()
+    weights = {name: weights[name] for name in made.branch.state_dict() if "gates" not in name}
+    assert not made.branch.load_state_dict(weights, strict=False).unexpected_keys
+    return made
+
+
+@pytest.mark.parametrize("host, layer", [("llava", 4), ("blip-2", 5)])
+@pytest.mark.parametrize("name", SUMMED)
+def test_stan_hands_on_the_mean_of_branch_and_clip(name, host, layer, tmp_path):
+    model, frames = tiny_host(host), clips(3)
+    expected = image_logits(model)
+    strategy = saved(name, model, tmp_path)
+    with plug(model, strategy):
+        found = tower(model).encode(frames)
+        whole = strategy if layer == 5 else one_less(strategy)
+        with torch.no_grad():
+            torch.testing.assert_close(found[:, 1:], whole.tokens(frames))
+        found.square().sum().backward()
+        read = branch_parameters_read(tower(model).branch_pool)
+        assert all(weight.grad is not None for weight in read.values())
+        others = {*dict(strategy.branch.named_parameters())} - {*read}
+        last = [name.split(".")[1] for name in others if "align" not in name]
+        assert {*last} == (set() if layer == 5 else {"1"})
+    assert torch.equal(image_logits(model), expected)
+
+
 @pytest.mark.parametrize("name", POOLED)
 def test_poolings_are_the_poolings_of_their_name(name, tmp_path):
     model, frames = tiny_host("llava"), clips(3)
@@ -73,8 +119,8 @@ def test_poolings_are_the_poolings_of_their_name(name, tmp_path):
 
 def test_the_rest_is_refused_in_one_sentence(tmp_path):
     model = tiny_host("llava")
-    refused = {*NAMES} - {*POOLED, *IN_PLACE, "BT-Adapter"}
-    assert refused == {"ST-Adapter", "STAN", "STAN, frozen", "branch alone"}
+    refused = {*NAMES} - {*POOLED, *IN_PLACE, *SUMMED, "BT-Adapter"}
+    assert refused == {"branch alone"}
     for number, name in enumerate(sorted(refused)):
         strategy = saved(name, model, tmp_path / str(number))
         with pytest.raises(ValueError, match=f"^{name} hands no tokens to a chat model: of the"):

@@ -1,4 +1,4 @@
-"""Table 1 as a conversation: what each strategy hands on, and that a study goes on."""
+"""Tables 1 and 10 as conversations: what each strategy hands on, and that a study goes on."""
 
 from dataclasses import replace
 
@@ -7,11 +7,12 @@ import torch
 from tiny_hosts import byte_tokenizer, one_thread, tiny_llama  # noqa: F401 one_thread is used by all
 
 from bt_adapter import moving_shapes as world
+from bt_adapter.ablations import QUICK_STUDY
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.chat import image_chat_model, plug, tower_path
 from bt_adapter.chat.load import MERGE
-from bt_adapter.instruct import InstructConfig, table_one
+from bt_adapter.instruct import InstructConfig, table_one, table_ten
 from bt_adapter.instruct.laptop import save_projector
 from bt_adapter.instruct.table_one import (
     CHAT_COLUMNS,
@@ -124,7 +125,51 @@ def test_a_study_goes_on_where_its_file_ends(folder, host, tmp_path, monkeypatch
     assert not list(runs.glob("*/checkpoint.pt")) and len(list(runs.glob("*/log.csv"))) == 3
 
 
-def test_a_file_of_other_columns_is_refused(folder, tmp_path):
-    (tmp_path / "a.csv").write_text("date,row\n")
+def test_eyes_that_saw_captions_are_asked_without_tuning(folder, host, tmp_path, monkeypatch):
+    trained, asked, loaded = {}, [], []
+    train, ask = table_ten.train_row, table_ten.asked_about_clips
+
+    def training(study, row):
+        made = train(study, row)
+        trained[row.name] = made[0]
+        return made
+
+    def asking(model, tokenizer, eyes, scenes):
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+        said = ask(model, tokenizer, eyes, scenes)
+        assert all(torch.equal(weights[n], w) for n, w in model.state_dict().items())
+        asked.append((eyes, len(scenes)))
+        return said
+
+    def load(place, clip):
+        loaded.append(place)
+        return host
+
+    monkeypatch.setattr(table_ten, "train_row", training)
+    monkeypatch.setattr(table_ten, "asked_about_clips", asking)
+    path, names = tmp_path / "a.csv", ["CLIP", "ST-Adapter", "STAN, open", "STAN, frozen"]
+    how = dict(config=QUICK_STUDY, scenes=6, load=load)
+    rows = table_ten.zero_shot_rows(folder, path, **how)
+    assert [row.name for row in rows] == [*names, "BT-Adapter"]
+    assert asked == [(eyes, 6) for eyes in trained.values()] and len(loaded) == 1
+    assert not any(eyes.training for eyes, _ in asked)
+    lines = read_csv(path)
+    same = dict(table="Table 10", steps="2", batch="18", clips="18", scenes="6", seed="0")
+    assert all(same.items() <= line.items() and line["paper"].count("/") == 2 for line in lines)
+    assert {line["kind"] for line in lines} == {"colour", "shape", "motion", "direction"}
+    assert not [*table_ten.zero_shot_rows(folder, path, **how)] and len(loaded) == 1
+    other = how | dict(config=replace(QUICK_STUDY, seed=1), rows=table_ten.TABLE_TEN[:1])
+    assert [row.name for row in table_ten.zero_shot_rows(folder, path, **other)] == ["CLIP"]
+
+
+@pytest.mark.parametrize("table", ("one", "ten"))
+def test_a_file_of_other_columns_is_refused(table, folder, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("date,row\n")
+    how = dict(config=QUICK_STUDY, scenes=6)
+    rows = {
+        "one": lambda: conversation_rows(folder, path, tmp_path / "runs", **SHORT),
+        "ten": lambda: table_ten.zero_shot_rows(folder, path, **how),
+    }
     with pytest.raises(ValueError, match="has other columns than these rows"):
-        next(conversation_rows(folder, tmp_path / "a.csv", tmp_path / "runs", **SHORT))
+        next(rows[table]())

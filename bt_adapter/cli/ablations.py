@@ -10,6 +10,7 @@ __all__ = ['OF_DATA', 'NEEDS', 'app', 'check_names', 'AskedStudy', 'tell', 'shor
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 # %% ../../nbs/workshop/cli/ablations.ipynb #75c1312d
@@ -66,7 +67,7 @@ class AskedStudy:
     def __post_init__(self):
         given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         check_needs(NEEDS, ["set" if name == "setting" else name for name in given])
-        check_names("table", self.tables, options.STUDIES)
+        check_names("table", self.tables, options.TALKS if self.conversation else options.STUDIES)
         if self.data:
             self.check_data()
         check_names("row", self.rows, options.FULL_ROWS)
@@ -80,8 +81,8 @@ class AskedStudy:
         long = self.full or self.conversation
         if self.runs and not (long or self.data):
             raise ValueError("--runs belongs to --full or --conversation: give one of them")
-        if self.tables and long:
-            raise ValueError("--table belongs to the short study: leave out --table or the other")
+        if self.tables and self.full:
+            raise ValueError("--table is not for --full, which has rows: choose them with --row")
         if self.seeds is not None and self.seeds < 1:
             raise ValueError(f"a study needs one seed or more, not {self.seeds}")
         if None not in (self.seeds, self.seed):
@@ -205,20 +206,30 @@ def full_study(asked: AskedStudy):
 
 
 def talk_study(asked: AskedStudy):
-    "Table 1 as answers of the laptop's chat model."
-    with loading("tuning the chat model with each strategy of Table 1"):
+    "Tables 1 and 10 as answers of the laptop's chat model: tuned with each strategy, and not."
+    tables = asked.tables or options.TALKS
+    with loading(f"asking the chat model with each strategy of {' and '.join(tables)}"):
         from .. import study_tables
-        from ..instruct import table_one as library
+        from ..instruct import table_one, table_ten
         from ..ledger import read_csv
         from ..shipped import samples_folder
-    how = library.QUICK_TALK if asked.quick else library.TALK
-    config, place = how["config"], samples_folder() / "chat"
-    for seed in asked.chosen:
-        own = how | dict(config=replace(config, seed=seed))
-        for row in library.conversation_rows(place, asked.path, asked.folder, **own):
-            tell(seed, row)
-    lines = [line for line in read_csv(asked.path) if line["steps"] == str(config.steps)]
-    show({"Table 1, exact answers in percent": study_tables.talk_summary(lines)})
+    tuned, zero_shot = table_one.TALK, table_ten.ZERO_SHOT
+    if asked.quick:
+        tuned, zero_shot = table_one.QUICK_TALK, table_ten.QUICK_ZERO_SHOT
+    at, told = (samples_folder() / "chat", asked.path), {}
+    talks = {
+        "Table 1": (partial(table_one.conversation_rows, *at, asked.folder), tuned),
+        "Table 10": (partial(table_ten.zero_shot_rows, *at), zero_shot),
+    }
+    for table in tables:
+        rows, how = talks[table]
+        for seed in asked.chosen:
+            for row in rows(**how | dict(config=replace(how["config"], seed=seed))):
+                tell(seed, row)
+        same = dict(table=table, steps=str(how["config"].steps)).items()
+        lines = [line for line in read_csv(asked.path) if same <= line.items()]
+        told[f"{table}, exact answers in percent"] = study_tables.talk_summary(lines)
+    show(told)
 
 # %% ../../nbs/workshop/cli/ablations.ipynb #5e7a0031
 def rows_on_data(tables: Sequence[str] | None, values: dict) -> list:

@@ -158,6 +158,6 @@ def branch_parameters_read(
     depth, above = pool.depth, []
     for name in pool.branch.state_dict():
         part, number, *_ = f"{name}.-1".split(".")
-        late = part in ("temporal", "spatial", "gates") and int(number) >= depth
+        late = part in ("temporal", "spatial", "gates", "blocks") and int(number) >= depth
         above += [name] if late or part == "align" else []
     return {n: p for n, p in pool.branch.named_parameters() if n not in above}

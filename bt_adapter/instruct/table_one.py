@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_ONE', 'MAKERS', 'CHAT_SETTINGS', 'CHAT_COLUMNS', 'CHAT_RUN_FILES', 'TALK', 'QUICK_TALK', 'FramesPool',
-           'mean_frame', 'half_time', 'up_to', 'Eyes', 'eyes_of', 'host_hash', 'chat_settings', 'tuned_answers',
-           'conversation_rows']
+           'mean_frame', 'half_time', 'up_to', 'Eyes', 'eyes_of', 'host_hash', 'chat_settings', 'append_answers',
+           'tuned_answers', 'conversation_rows']
 
 # %% ../../nbs/workshop/instruct/table_one.ipynb #4abc1cae
 import math
@@ -20,7 +20,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 from .. import moving_shapes as world
-from ..ablations import LAYERS, ROWS, Row
+from ..ablations import LAYERS, ROWS, Row, missing_rows
 from ..backbone import FrozenCLIP
 from ..branch import BranchConfig, BTAdapter
 
@@ -33,7 +33,8 @@ from .asking import asked_about_clips
 from .laptop import tuned_on_clips
 from .loop import InstructConfig
 from .mixture import LAPTOP
-from ..ledger import append_csv, check_csv, complete_rows, read_csv
+from ..ledger import append_csv, check_csv, complete_rows
+from ..recipes import PretrainConfig
 from ..released import read_file
 from ..runs import drop_checkpoints, versions
 from ..strategies import JointST, SeparateST
@@ -140,11 +141,23 @@ def host_hash(folder: Path) -> str:
 
 
 def chat_settings(
-    clip: FrozenCLIP, config: InstructConfig, clips: int, scenes: int, host: str
+    clip: FrozenCLIP, config: InstructConfig | PretrainConfig, clips: int, scenes: int, host: str
 ) -> dict[str, str]:
     "What lines must share to be of one study and seed, as it stands in the file."
     values = config.seed, config.steps, config.batch, clips, scenes, clip.fingerprint, host
     return dict(zip(CHAT_SETTINGS, map(str, values), strict=True))
+
+
+def append_answers(
+    path: Path,  # the CSV file
+    row: Row,
+    same: dict[str, str],  # as in `chat_settings`
+    said: dict[str, float],  # percent of exact answers, by kind
+):
+    "The lines of a row, one for each kind of question."
+    own = dict(table=row.table, row=row.name, paper=row.paper) | same
+    lines = [own | dict(kind=kind, percent=percent) for kind, percent in said.items()]
+    append_csv(path, complete_rows(lines, CHAT_COLUMNS, versions()))
 
 # %% ../../nbs/workshop/instruct/table_one.ipynb #dd91574f
 def tuned_answers(
@@ -181,8 +194,7 @@ def conversation_rows(
     check_csv(path, CHAT_COLUMNS)
     clip, host = small_clip(folder), host_hash(folder)
     same = chat_settings(clip, config, clips, scenes, host)
-    there = {line["row"] for line in read_csv(path) if same.items() <= line.items()}
-    left = [row for row in rows if row.name not in there]
+    left = missing_rows(rows, path, same)
     model, tokenizer = load(folder, clip) if left else (None, None)
     file = folder / "image_projector.safetensors"
     for row in left:
@@ -190,8 +202,6 @@ def conversation_rows(
         place = runs / f"{row.name.replace(', ', '-').replace(' ', '-')}-seed{config.seed}"
         how = dict(clips=clips, scenes=scenes)
         said = tuned_answers(model, tokenizer, clip, row, config, place, **how)
-        own = dict(table=row.table, row=row.name, paper=row.paper) | same
-        lines = [own | dict(kind=kind, percent=percent) for kind, percent in said.items()]
-        append_csv(path, complete_rows(lines, CHAT_COLUMNS, versions()))
+        append_answers(path, row, same, said)
         drop_checkpoints(place / "checkpoint.pt")
         yield row
