@@ -14,7 +14,16 @@ from tiny_hosts import byte_tokenizer, one_thread, tiny_llama  # noqa: F401
 
 from bt_adapter import explorer as x
 from bt_adapter.backbone import load_clip
-from bt_adapter.chat import Talks, Template, VideoChat, image_chat_model, plug, word_frames
+from bt_adapter.chat import (
+    Pair,
+    Talks,
+    Template,
+    VideoChat,
+    frame_pair,
+    image_chat_model,
+    plug,
+    word_frames,
+)
 from bt_adapter.explorer import panel_parts
 from bt_adapter.moving_shapes import gallery, render
 from bt_adapter.shipped import samples_folder
@@ -250,6 +259,9 @@ def test_frames_of_words(chat, host, video):
         assert np.isfinite(found.effects).all() and np.abs(found.effects).max() > 1e-4
         assert sorted(found.ranking(0)) == [*range(8)]
         assert np.diff(found.effects[0][found.ranking(0)]).max() <= 0
+        pair = frame_pair(fresh, found, 0, 1)
+        assert pair.frames[0] == found.ranking(0)[0] != pair.frames[1]
+        assert pair == frame_pair(fresh, found, 0)
     finally:
         tower.pooling = before
 
@@ -385,9 +397,12 @@ def test_a_word_and_its_frames(chat):
     words = row.children[1:]
     assert [word.description for word in words] == ["It", "moves", "left."]
     words[2].click()
-    best = chat_ranking = word_frames(chat).ranking(2)[0]
-    assert panel.view.clip.slider.value == best + 1 and chat_ranking in range(8)
-    assert panel.view.strip.value.count("<img") == 8 and "left." in panel.view.strip.value
+    found = word_frames(chat)
+    best, pair = found.ranking(2)[0], panel.talks.frame_pair("model", 2)
+    assert panel.view.clip.slider.value == best + 1 and pair == frame_pair(chat, found, 2)
+    shown = panel.view.strip.value
+    assert shown.count("<img") == 8 and "left." in shown
+    assert shown == panel_parts.strip_html(panel.clip, found, 2, pair)
     assert panel.view.words.children[0] is row  # the keyboard's focus stays
     panel.ask("And?")
     panel.view.buttons["undo"].click()
@@ -465,6 +480,16 @@ def test_a_word_that_no_frame_carries():
     found = word_frames_of(["a", "b", "c"], effects[:2])
     assert "No single frame carries “a”" in panel_parts.strip_html(clip, found, 0)
     assert "Without frame 1, “b”" in panel_parts.strip_html(clip, found, 1)
+    told = panel_parts.strip_html(clip, found, 0, Pair((2, 0), 1.0))
+    assert "“a”; without frames 1 and 3 together it would be 2.7 times less likely." in told
+    assert told.count("bta-chosen") == 2
+    told = panel_parts.strip_html(clip, found, 1, Pair((0, 1), 40.0))
+    assert "times less likely, without frames" not in told  # both are at the end of the scale
+    told = panel_parts.strip_html(clip, found, 0, Pair((2, 0), 0.1))
+    assert "nearly as likely" in told and "bta-chosen" not in told
+    found = word_frames_of(["b"], np.array([[1.0, 0.0, 0.5]]))
+    told = panel_parts.strip_html(clip, found, 0, Pair((0, 1), 2.0))
+    assert "2.7 times less likely, without frames 1 and 2 together 7.4 times." in told
 
 
 def word_frames_of(words, effects):

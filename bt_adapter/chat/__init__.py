@@ -77,7 +77,7 @@ from .templates import (
     check_markers,
     named_template,
 )
-from .word_frames import WordFrames, word_frames
+from .word_frames import Pair, WordFrames, frame_pair, word_frames
 
 # %% ../../nbs/workshop/chat/chat.ipynb #df30f33f
 from .fetch import (
@@ -181,11 +181,13 @@ __all__ += [
 # %% ../../nbs/workshop/chat/chat.ipynb #18pane01
 __all__ += [
     "Exchange",
+    "Pair",
     "Reply",
     "Talks",
     "WordFrames",
     "about",
     "clip_of_name",
+    "frame_pair",
     "word_frames",
 ]
 

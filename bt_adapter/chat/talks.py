@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .conversation import Prompt, VideoChat
-from .word_frames import WordFrames, word_frames
+from .word_frames import Pair, WordFrames, frame_pair, word_frames
 from ..containers import ClipError
 from ..files import first_line
 from ..shipped import is_sample, samples_folder
@@ -34,6 +34,7 @@ class Reply:
     before: int = 0  # turns of this model's conversation before the question
     forgotten: int = 0  # how many of them it had forgotten
     frames: WordFrames | None = None  # once somebody asked for them
+    pairs: dict[int, Pair] = field(default_factory=dict)  # by the number of the word, as asked for
 
 
 @dataclass
@@ -241,6 +242,14 @@ class Talks:
         if reply.frames is None:
             reply.frames = word_frames(self.chats[name], reply.before)
         return reply.frames
+
+    def frame_pair(self, name: str, word: int) -> Pair | None:
+        "The two frames that a word of it came from; None where two are all there are."
+        found, chat = self.frames_of_words(name), self.chats[name]
+        pairs = self.exchanges[-1].replies[name].pairs
+        if word not in pairs and len(chat.prompt.clip) > 2:
+            pairs[word] = frame_pair(chat, found, word, self.exchanges[-1].replies[name].before)
+        return pairs.get(word)
 
     def words(self) -> dict[str, list[str]]:
         "The words of the last answers whose frames can be found, by model."

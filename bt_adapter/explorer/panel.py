@@ -47,7 +47,7 @@ def uploaded(value) -> tuple[str, bytes] | None:  # of a FileUpload
 
 # %% ../../nbs/workshop/explorer/panel.ipynb #27e3f18a
 MOST_WORDS = 60  # of an answer, that can be clicked
-LOOKING = "Reading the answer again, without each frame in turn …"
+LOOKING = "Reading the answer again, without one frame and without two …"
 TIPS = dict(
     send="Ask (Enter)",
     stop="End the answer here",
@@ -219,7 +219,8 @@ class PanelActions:
         with self.telling():
             self.view.strip.value = LOOKING
             found = self.talks.frames_of_words(model)
-            self.view.strip.value = parts.strip_html(self.clip, found, word)
+            pair = self.talks.frame_pair(model, word)
+            self.view.strip.value = parts.strip_html(self.clip, found, word, pair)
             self.view.clip.slider.value = found.ranking(word)[0] + 1
 
 # %% ../../nbs/workshop/explorer/panel.ipynb #542d9bca

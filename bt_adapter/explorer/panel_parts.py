@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CSS', 'ON_COPY', 'FAINT', 'LINE', 'PAD', 'PAGE', 'safe', 'reply_html', 'notice_html', 'log_html', 'copy_html',
-           'frame_png', 'ClipView', 'strip_html', 'talk_picture']
+           'frame_png', 'ClipView', 'rarer', 'frames_told', 'strip_html', 'talk_picture']
 
 # %% ../../nbs/workshop/explorer/panel_parts.ipynb #6c9e4d69
 from base64 import b64encode
@@ -20,7 +20,7 @@ from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
 from ..chat.talks import Exchange, Reply
-from ..chat.word_frames import WordFrames
+from ..chat.word_frames import Pair, WordFrames
 from ..figures import PALETTE, Clip, Picture, array
 from ..terminal import shown
 
@@ -50,6 +50,8 @@ CSS = """
 .bta-strip { display: flex; gap: 3px; margin-top: 4px; }
 .bta-strip div { flex: 1 1 0; min-width: 0; text-align: center; font-size: 12px; }
 .bta-strip img { width: 100%; image-rendering: pixelated; display: block; }
+.bta-strip .bta-chosen { font-weight: bold; }
+.bta-strip .bta-chosen img { outline: 3px solid #D55E00; outline-offset: -3px; }
 .bta-strip .bta-bar { height: 36px; display: flex; align-items: flex-end; }
 .bta-bar i { width: 100%; background: #0072B2; min-height: 1px; }
 .bta-chat button.bta-word { padding: 0 6px; height: 24px; line-height: 22px; }
@@ -148,20 +150,38 @@ class ClipView:
 FAINT = 1.2  # a factor of likelihood below which no frame is said to matter
 
 
-def strip_html(clip: Clip, found: WordFrames, word: int) -> str:
-    "The frames of a clip, how much each matters to a word, and a sentence."
-    effects, best = found.effects[word], found.ranking(word)[0]
+def rarer(effect: float) -> float:
+    "A fall of log p(word) as a factor."
+    return exp(min(effect, 20))
+
+
+def frames_told(found: WordFrames, word: int, pair: Pair | None) -> str:
+    "Which frame a word came from, and which two, as a sentence."
+    best, quoted = found.ranking(word)[0], f"“{safe(found.words[word])}”"
+    alone, both = rarer(found.effects[word][best]), rarer(pair.effect) if pair else 0
+    first, second = sorted(pair.frames) if pair else (best, best)
+    together = f"without frames {first + 1} and {second + 1} together"
+    if alone >= FAINT:
+        told = f"Without frame {best + 1}, {quoted} would be {alone:.1f} times less likely"
+        return f"{told}, {together} {both:.1f} times." if both > alone else f"{told}."
+    if both >= FAINT:
+        told = f"No single frame carries {quoted}"
+        return f"{told}; {together} it would be {both:.1f} times less likely."
+    return f"No single frame carries {quoted}: without any of them it is nearly as likely."
+
+
+def strip_html(clip: Clip, found: WordFrames, word: int, pair: Pair | None = None) -> str:
+    "The frames of a clip, how much each matters to a word, the two it came from, and a sentence."
+    effects, told = found.effects[word], frames_told(found, word, pair)
     scale = max(found.effects.max(), 1.0)
-    quoted, factor = f"“{safe(found.words[word])}”", exp(min(effects[best], 20))
-    told = f"Without frame {best + 1}, {quoted} would be {factor:.1f} times less likely."
-    if factor < FAINT:
-        told = f"No single frame carries {quoted}: without any of them it is nearly as likely."
+    chosen = pair.frames if pair and rarer(pair.effect) >= FAINT else ()
     cells = []
     for i, frame in enumerate(array(clip)):
         data = b64encode(frame_png(frame, 96)).decode()
         bar = f'<i style="height:{100 * max(0, effects[i]) / scale:.0f}%"></i>'
+        kind = ' class="bta-chosen"' if i in chosen else ""
         cells.append(
-            f'<div title="{effects[i]:.2f}"><div class="bta-bar">{bar}</div>'
+            f'<div{kind} title="{effects[i]:.2f}"><div class="bta-bar">{bar}</div>'
             f'<img src="data:image/png;base64,{data}" alt="">{i + 1}</div>'
         )
     return f'<div>{told}</div><div class="bta-strip">{"".join(cells)}</div>'

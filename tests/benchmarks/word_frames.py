@@ -1,16 +1,17 @@
 """Do the frames that a word is said to come from matter more to its answer than others do?
 
-    python tests/benchmarks/word_frames.py [--clips 12] [--random 4] [--csv FILE]
+    python tests/benchmarks/word_frames.py [--clips 48] [--random 4] [--csv FILE]
 
 The tuned chat model of Moving Shapes is asked what the thing does in test clips. `word_frames`
-ranks the frames for the last word of each answer. The two that rank first are taken out together,
-and so are --random other pairs, drawn at random from all frames. Prints by how much the logarithm
-of the word's probability falls, on average, and the ratio of the two falls.
+and `frame_pair` name two frames that the last word of each answer came from. These are taken out
+together. So are the two that rank first one by one; the pair of the clip before, which was chosen
+in the same way, for another answer; and --random pairs, drawn from all. Prints by how much the
+logarithm of the word's probability falls, on average, and the ratio of the first to the random
+ones, with an interval of 95 percent from drawing the clips anew.
 --csv appends a row to a file.
 """
 
 import argparse
-from datetime import date
 from itertools import combinations
 from pathlib import Path
 
@@ -19,46 +20,61 @@ import torch
 from temporal_attention import processor
 
 from bt_adapter import moving_shapes as world
-from bt_adapter.chat import VideoChat, load_chat, word_frames
-from bt_adapter.chat.word_frames import log_likelihood, tokens_of_frames, tokens_of_words
+from bt_adapter.chat import VideoChat, frame_pair, load_chat, word_frames
+from bt_adapter.chat.word_frames import falls, tokens_of_words
 from bt_adapter.instruct import QUESTIONS
+from bt_adapter.ledger import append_csv
 
 
-def falls(chat, rng, count):
-    """Of the last word without its two first frames, and without two at random."""
-    words, places = tokens_of_words(chat.prompt, chat.turns[0])
-    first = word_frames(chat).ranking(len(words) - 1)[:2]
-    every = range(len(chat.prompt.clip))
-    pairs = rng.permutation([*combinations(every, 2)])[:count].tolist()
-    kept = [[i for i in every if i not in pair] for pair in ([], first, *pairs)]
-    whole, *less = (
-        log_likelihood(chat, 0, [tokens])[0, places[-1]].sum()
-        for tokens in tokens_of_frames(chat.prompt, kept)
-    )
-    return whole - less[0], float(whole - np.mean(less[1:]))
+def pairs_of(chat):
+    """The pair of the last word, and the two frames that rank first."""
+    found = word_frames(chat)
+    word = len(found.words) - 1
+    return frame_pair(chat, found, word).frames, tuple(found.ranking(word)[:2])
+
+
+def fall_of_word(chat, pairs):
+    """Of the last word, without each pair."""
+    _, places = tokens_of_words(chat.prompt, chat.turns[0])
+    return falls(chat, 0, pairs)[:, places[-1]].sum(1)
+
+
+def of_ratio(falls_of, others, draws=2000):
+    """The ratio of two means over the clips, and its interval."""
+    some = np.random.default_rng(0).integers(0, len(falls_of), (draws, len(falls_of)))
+    drawn = falls_of[some].mean(1) / others[some].mean(1)
+    return falls_of.mean() / others.mean(), *np.percentile(drawn, [2.5, 97.5])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--random", type=int, default=4, help="pairs of frames a clip")
     parser.add_argument("--csv", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     model, words = load_chat("moving-shapes")
-    rng, found = np.random.default_rng(0), []
+    rng, found, before = np.random.default_rng(0), [], (0, 1)
     for scene in world.gallery("test", chosen.clips):
         chat = VideoChat(model, words, world.render(scene))
-        if chat.ask(QUESTIONS["motion"]).strip():
-            found.append(falls(chat, rng, chosen.random))
-    first, other = np.mean(found, 0)
-    row = f"{processor()},{torch.__version__},{date.today()},{len(found)},{chosen.random}"
-    row += f",{first:.2f},{other:.2f},{first / other:.2f}"
+        if not chat.ask(QUESTIONS["motion"]).strip():
+            continue
+        pair, first = pairs_of(chat)
+        every = [*combinations(range(len(chat.prompt.clip)), 2)]
+        drawn = [every[i] for i in rng.permutation(len(every))[: chosen.random]]
+        own, alone, other, *rest = fall_of_word(chat, [pair, first, before, *drawn])
+        found.append((own, alone, other, np.mean(rest)))
+        before = pair
+    columns = np.array(found).T
+    named = zip(("pair", "first two", "another clip's pair", "random pairs"), columns, strict=True)
+    row = dict(processor=processor(), torch=torch.__version__, answers=len(found))
+    row |= {"pairs drawn": chosen.random}
+    row |= {f"fall, {name}": f"{values.mean():.2f}" for name, values in named}
+    ratio = of_ratio(columns[0], columns[-1])
+    row |= dict(zip(("ratio", "low", "high"), (f"{value:.2f}" for value in ratio), strict=True))
     print(row)
     if chosen.csv:
-        head = "processor,torch,date,answers,random pairs,fall first two,fall random two,ratio\n"
-        text = chosen.csv.read_text() if chosen.csv.exists() else head
-        chosen.csv.write_text(f"{text}{row}\n")
+        append_csv(chosen.csv, [row])
 
 
 if __name__ == "__main__":
