@@ -6,7 +6,7 @@
 __all__ = ['OPPOSITE', 'GUESSING', 'SIGN', 'SIGN_TEST_JUDGE', 'EXERCISES', 'opposite_overlap', 'more_than_guessing', 'sign_test']
 
 # %% ../../nbs/workshop/exercises/gallery.ipynb #62027459
-from math import comb
+from math import comb, floor
 
 from .answers import Exercise, function, number
 
@@ -19,9 +19,9 @@ def opposite_overlap() -> float:
 
 
 def more_than_guessing(n: int = 216, answers: int = 18) -> int:
-    "Right answers of n, three standard deviations above guessing."
+    "The first number of right answers of n that is more than three deviations above guessing."
     share = 1 / answers
-    return round(n * share + 3 * (n * share * (1 - share)) ** 0.5)
+    return floor(n * share + 3 * (n * share * (1 - share)) ** 0.5) + 1
 
 
 def sign_test(gained: int, lost: int) -> float:
@@ -35,8 +35,9 @@ OPPOSITE = (
     "Two are in common. F1 is twice the common words over all words: 2 · 2 / (2 + 3)."
 )
 GUESSING = (
-    "22. Guessing gives 216 / 18 = 12 right answers, with a standard deviation of the square root "
-    "of 216 · 1/18 · 17/18, which is 3.4. Twelve and three times that are 22."
+    "23. Guessing gives 216 / 18 = 12 right answers, with a standard deviation of the square root "
+    "of 216 · 1/18 · 17/18, which is 3.4. Twelve and three times that are 22.1, so 23 is the first "
+    "number beyond."
 )
 SIGN = (
     "Count the ways in which `gained` or more of the n coins fall on this side, and divide by all "
@@ -86,6 +87,7 @@ EXERCISES = {
             {
                 12: "That is what guessing gives on average. Add three standard deviations.",
                 15: "That is one standard deviation above guessing. Take three.",
+                22: "Three standard deviations end at 22.1, so 22 is still within.",
             },
         ),
         GUESSING,
