@@ -46,7 +46,7 @@ def up_to_layer(
     model.config = InPlaceConfig(depth, layer, model.config.unfreeze)
     return model
 
-
+# %% ../../nbs/workshop/chat/strategy_pools.ipynb #d9587bfc
 class InPlacePool(nn.Module):
     "What a strategy that changes CLIP's last layers hands on."
 

@@ -36,6 +36,18 @@ class Reply:
     frames: WordFrames | None = None  # once somebody asked for them
     pairs: dict[int, Pair] = field(default_factory=dict)  # by the number of the word, as asked for
 
+    def frames_of_words(self, chat: VideoChat) -> WordFrames:
+        "Which frames its words came from, found once."
+        self.frames = self.frames or word_frames(chat, self.before)
+        return self.frames
+
+    def frame_pair(self, chat: VideoChat, word: int) -> Pair | None:
+        "The two frames that a word came from, found once; None where two are all there are."
+        if word not in self.pairs and len(chat.prompt.clip) > 2:
+            found = self.frames_of_words(chat)
+            self.pairs[word] = frame_pair(chat, found, word, self.before)
+        return self.pairs.get(word)
+
 
 @dataclass
 class Exchange:
@@ -238,18 +250,12 @@ class Talks:
         self.refuse_if_busy()
         if name not in self.words():
             raise ValueError("There is no answer whose frames could be found.")
-        reply = self.exchanges[-1].replies[name]
-        if reply.frames is None:
-            reply.frames = word_frames(self.chats[name], reply.before)
-        return reply.frames
+        return self.exchanges[-1].replies[name].frames_of_words(self.chats[name])
 
     def frame_pair(self, name: str, word: int) -> Pair | None:
         "The two frames that a word of it came from; None where two are all there are."
-        found, chat = self.frames_of_words(name), self.chats[name]
-        pairs = self.exchanges[-1].replies[name].pairs
-        if word not in pairs and len(chat.prompt.clip) > 2:
-            pairs[word] = frame_pair(chat, found, word, self.exchanges[-1].replies[name].before)
-        return pairs.get(word)
+        self.refuse_if_busy()
+        return self.exchanges[-1].replies[name].frame_pair(self.chats[name], word)
 
     def words(self) -> dict[str, list[str]]:
         "The words of the last answers whose frames can be found, by model."

@@ -204,7 +204,7 @@ def full_study(asked: AskedStudy):
     lines = [line for line in read_csv(asked.path) if same <= line.items()]
     show({"full length": study_tables.table_summary(lines, "full length")})
 
-
+# %% ../../nbs/workshop/cli/ablations.ipynb #97bd7ad8
 def talk_study(asked: AskedStudy):
     "Tables 1 and 10 as answers of the laptop's chat model: tuned with each strategy, and not."
     tables = asked.tables or options.TALKS
