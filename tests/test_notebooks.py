@@ -72,7 +72,7 @@ def without_extras(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     installed = extras_of(packages_of(notebook))
     return sorted(
-        {*chain(*map(brought_by, {"chat", "lab", "train"} - {*installed}))} - {"traitlets"}
+        {*chain(*map(brought_by, {"chat", "lab", "mteb", "train"} - {*installed}))} - {"traitlets"}
     )
 
 
