@@ -58,7 +58,7 @@ def as_exported(cell, path):
     return f"exec(compile({code!r}, {str(module)!r}, 'exec'))"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a worker takes these tests in more than one go
 def warm():
     process = Warm()
     yield process
