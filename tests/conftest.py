@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import count
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -27,6 +28,25 @@ def poisoned():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def few_numbers(monkeypatch):
+    """Uniform numbers from a million of them, cut anew for each tensor: a billion take long."""
+    import torch
+
+    drawn, calls = torch.rand(2**20 - 3), count(1)
+
+    def uniform_(tensor, low=0.0, high=1.0, generator=None):
+        flat, start = tensor.detach().view(-1), 7919 * next(calls) % len(drawn)
+        for part in flat.split(len(drawn)):
+            first = drawn[start:][: len(part)]
+            part[: len(first)] = first
+            part[len(first) :] = drawn[: len(part) - len(first)]
+        flat.mul_(high - low).add_(low)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "uniform_", uniform_)
 
 
 @pytest.fixture(scope="session")
