@@ -89,7 +89,7 @@ def test_named_models(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu", "EVA01-g-14"])
-def test_large_named_models(name):
+def test_large_named_models(name, few_numbers):
     """In full size, once: up to a billion parameters."""
     clip = load_clip(name, pretrained="random")
     states = last_state_is_encode_image(clip, random_frames(clip, 1, 1))

@@ -61,6 +61,13 @@ def test_installed_metadata_is_settings_ini():
     assert installed.get_all("Provides-Extra") == ["train", "chat", "mteb", "lab", "dev"]
 
 
+def test_what_tests_use_brings_every_other_extra():
+    # Tests may be skipped where a package is missing; none is missing where all of them run.
+    *extras, dev = metadata("bt-adapter").get_all("Provides-Extra")
+    brought = settings["dev_requirements"].split()[0]
+    assert dev == "dev" and brought == f"{settings['dist_name']}[{','.join(sorted(extras))}]"
+
+
 def test_versions_agree():
     import bt_adapter
 

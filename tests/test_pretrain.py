@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from own_terminal import without_terminal
 from tiny_runs import Source, tiny_adapter
 from torch.nn.functional import cosine_similarity
 
@@ -714,15 +715,12 @@ def test_a_clip_for_validation_is_not_trained_on(examples, tmp_path, packed):
 # The command
 
 
+def two_objects():
+    room.PRESETS["quick"] = replace(room.QUICK, objects=2)
+
+
 def bta_pretrain(*arguments, cwd):
-    code = (
-        "import sys; from dataclasses import replace; from bt_adapter import pretrain as room; "
-        "from bt_adapter.cli.pretrain import main; "
-        "room.PRESETS['quick'] = replace(room.QUICK, objects=2); "
-        "sys.argv[0] = 'bta-pretrain'; main()"
-    )
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    return without_terminal(cwd, "pretrain", *arguments, before=two_objects)
 
 
 @pytest.mark.slow

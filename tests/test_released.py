@@ -401,7 +401,7 @@ def test_a_checkpoint_of_a_known_size_bears_its_name():
 
 
 @pytest.mark.slow
-def test_vit_l_14_in_full_size(tmp_path):
+def test_vit_l_14_in_full_size(few_numbers):
     """Random weights, all sizes as published: 72.2 million trained parameters."""
     from bt_adapter.backbone import load_clip
 

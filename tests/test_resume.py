@@ -107,15 +107,17 @@ JOBS |= {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(made_once):
     "The folder of all runs."
-    folder = tmp_path_factory.mktemp("runs")
-    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-c", LEGS, str(folder), json.dumps(JOBS)]
-    env = os.environ | dict(PYTHONPATH=paths)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def run(folder):
+        paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-c", LEGS, str(folder), json.dumps(JOBS)]
+        env = os.environ | dict(PYTHONPATH=paths)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+
+    return made_once("runs", run)
 
 
 def curve(folder, name):
