@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OF_SCENES', 'RANKS', 'DATA_FIGURES', 'mean_pooled', 'adapted', 'wrong_orders', 'shuffled', 'embed', 'encode_clips',
            'text_encoder', 'ClipOrders', 'adapter_methods', 'over_seeds', 'weights_hash', 'csv_rows', 'side_by_side',
-           'released_adapter', 'load_adapters', 'evaluated', 'check_examples', 'ShardClips', 'claim_folder', 'Encoded',
-           'encode_examples', 'encode_captions', 'both_directions', 'query_rows', 'judge_retrieval', 'evaluate_data',
-           'append_csv', 'check_csv', 'match_table', 'nearest', 'rank_figures', 'ranks', 'ranks_in_pieces',
-           'recall_at_k']
+           'released_adapter', 'load_adapters', 'evaluated', 'check_examples', 'ShardClips', 'listed_clips',
+           'claim_folder', 'Encoded', 'encode_examples', 'encode_captions', 'both_directions', 'query_rows',
+           'judge_retrieval', 'evaluate_data', 'append_csv', 'check_csv', 'match_table', 'nearest', 'rank_figures',
+           'ranks', 'ranks_in_pieces', 'recall_at_k']
 
 # %% ../nbs/workshop/retrieval.ipynb #660b1052
 import hashlib
@@ -38,6 +38,7 @@ from .datasets import (
     Example,
     Shards,
     TooManyBroken,
+    by_number,
     encode_texts,
     loader,
     normalize_frames,
@@ -281,6 +282,7 @@ def check_examples(
     skip: bool = False,  # leave out clips that are not there
 ) -> list[Example]:
     "Those whose clips are there. Raises ValueError for what would spoil an evaluation."
+    examples = [*by_number(examples)]
     counts = Counter(example.id for example in examples)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
@@ -334,6 +336,12 @@ class ShardClips:
 
     def __getitem__(self, index: int) -> Example:
         return self.shards[self.numbers[index]]
+
+# %% ../nbs/workshop/retrieval.ipynb #181bcccc
+def listed_clips(examples) -> Sequence[Example]:
+    "Examples, those of shards or a dataset without files. Raises ValueError for a stream."
+    source = by_number(examples)
+    return ShardClips(source) if isinstance(source, Shards | DatasetClips) else source
 
 # %% ../nbs/workshop/retrieval.ipynb #716e85b5
 def claim_folder(
@@ -435,7 +443,8 @@ def encode_examples(
     orders: ClipOrders | None = None,  # from which methods take the orders of the clips at hand
     accelerator=None,  # of the processes that share the clips; None: this one alone
 ) -> Encoded:  # the same in all processes
-    "Embeddings of a data set's clips. Raises ValueError for clips that cannot be read."
+    "Embeddings of clips. Raises ValueError for clips that cannot be read, and for a stream."
+    examples = listed_clips(examples)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     how = dict(margin=settings.margin, reader=reader)
     dataset = ClipDataset(examples, clip.image_size, settings.frames, **how)
@@ -547,7 +556,8 @@ def evaluate_data(
     accelerator=None,  # of the processes that share the clips; None: this one alone
     **options,  # of `encode_examples`
 ) -> tuple[list[dict], list[dict]]:  # rows of figures, of queries; none but in the first process
-    "The frozen CLIPs and all adapters on the clips of a data set."
+    "The frozen CLIPs and all adapters on the clips of a data set. Raises ValueError for a stream."
+    examples = listed_clips(examples)
     listed = hashlib.sha256(repr([(e.id, e.path, e.span) for e in examples]).encode())
     identity = dict(settings=asdict(settings), clips=listed.hexdigest()[:12])
     identity |= dict(weights=[weights_hash(model) for model in models.values()])

@@ -77,6 +77,8 @@ pretrain        --gpu              | --plan            | T4         | T5 -3 0 na
 pretrain shards --format           |                   | table      | x
 pretrain shards --clips            |                   | .          |
 pretrain shards --split            |                   | test       |
+pretrain shards --video-column     |                   | film       | film
+pretrain shards --caption-column   |                   | words      | words
 pretrain shards --per-shard        |                   | 3          | {COUNT}
 pretrain shards --outside          |                   | -          |
 pretrain clip   --out              |                   | out        | {FOLDER}

@@ -155,7 +155,8 @@ def test_five_kills_of_a_table_and_of_any_command(tmp_path):
     script = TESTS / "benchmarks" / "kills.py"
     kept = read_csv(script.with_suffix(".csv"))
     assert len(kept) == 100 and {row["equal"] for row in kept} == {"True"}
-    assert {row["trainer"].partition(":")[2] for row in kept} == {"table", "shards", "store"}
+    kinds = {row["trainer"].partition(":")[2] for row in kept}
+    assert kinds == {"table", "shards", "stream", "store"}
     table = tmp_path / "kills.csv"
     command = [sys.executable, script, f"{TESTS}/whole_runs.py:table"]
     command += ["--kills", "5", "--seed", "1", "--csv", table]

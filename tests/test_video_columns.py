@@ -8,7 +8,18 @@ import datasets
 import pytest
 import torch
 
-from bt_adapter.datasets import ClipDataset, DatasetClips, StreamClips, open_saved, stream_loader
+from bt_adapter import retrieval
+from bt_adapter.cli.pretrain import shards
+from bt_adapter.datasets import (
+    ClipDataset,
+    ClipSettings,
+    DatasetClips,
+    Shards,
+    StreamClips,
+    open_saved,
+    stream_loader,
+    write_shards,
+)
 from bt_adapter.evaluation import Evaluation
 from bt_adapter.pretrain import check_apart, pretrain_clips
 from bt_adapter.recipes import PretrainConfig
@@ -85,6 +96,58 @@ def test_a_saved_dataset_is_evaluated_by_its_splits(tmp_path):
     check_apart(train, test)
     with pytest.raises(ValueError, match="4 clips for validation are trained on"):
         check_apart(train, DatasetClips(BYTES))
+
+
+@pytest.mark.parametrize("kind", ["files", "paths"])
+def test_a_saved_dataset_goes_into_shards(kind, tmp_path, capsys):
+    "A row that is no clip, or whose clip is not there, is left out and named."
+    films = FILES[:4] if kind == "files" else [str(film) for film in FILMS[:4]]
+    wrong = b"no film" if kind == "files" else str(Path(__file__))
+    features = (
+        KINDS if kind == "files" else datasets.Features(film=KINDS["text"], text=KINDS["text"])
+    )
+    rows = made([*films, wrong, None], features).rename_column("text", "told")
+    rows.save_to_disk(tmp_path / "films")
+    columns = dict(video_column="film", caption_column="told")
+    shards(tmp_path / "films", tmp_path / "out", per_shard=3, outside=kind == "paths", **columns)
+    packed = Shards(tmp_path / "out")
+    found = {clip.captions[0]: clip.data for clip in map(packed.example, range(len(packed)))}
+    assert found == dict(zip(WORDS[:4], FILES[:4])) and len(packed.names) == 2
+    broken = (tmp_path / "out" / "broken.csv").read_text()
+    assert ("row 4 of" if kind == "files" else "test_video_columns.py") in broken
+    assert "row 5 of" in broken and "lacks its video" in broken
+    assert "2 clips were left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no video column is called 'flim'"):
+        shards(tmp_path / "films", tmp_path / "other", video_column="flim", caption_column="told")
+    if kind == "paths":
+        with pytest.raises(ValueError, match=r"None of the 6 clips.*--outside"):
+            shards(tmp_path / "films", tmp_path / "inside", **columns)
+
+
+def test_packing_says_what_it_cannot_pack(tmp_path):
+    plain = made([str(f) for f in FILMS], datasets.Features(film=KINDS["text"], text=KINDS["text"]))
+    decoded = plain.with_transform(lambda rows: rows | dict(film=[*map(Decoded, rows["film"])]))
+    with pytest.raises(ValueError, match="is open in a decoder"):
+        write_shards(DatasetClips(decoded, "film"), tmp_path / "decoded")
+    with pytest.raises(ValueError, match="a stream has neither numbers nor an end"):
+        write_shards(BYTES.to_iterable_dataset(), tmp_path / "stream")
+    assert write_shards(BYTES, tmp_path / "whole").tried == len(FILES)
+
+
+def test_evaluation_takes_a_dataset_and_refuses_a_stream():
+    stream = BYTES.to_iterable_dataset()
+    settings = ClipSettings(2, 8)
+    for ask in (
+        lambda: retrieval.check_examples(stream),
+        lambda: retrieval.encode_examples(None, stream, {}, 1, settings),
+        lambda: retrieval.evaluate_data({}, StreamClips(stream), settings, None),
+    ):
+        with pytest.raises(ValueError, match=r"a stream has neither numbers nor an end.*islice"):
+            ask()
+    assert retrieval.evaluate_data({}, BYTES, settings, None) == ([], [])
+    clips = retrieval.listed_clips(BYTES)
+    assert {clip.data for clip in clips} == {b""} and clips[3].data == FILES[3]
+    assert len(retrieval.check_examples(BYTES)) == len(FILES)
 
 
 def test_a_changed_file_is_another_dataset():

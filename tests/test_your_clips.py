@@ -4,7 +4,9 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from warm import Warm
 from bt_adapter import datasets as ds
 from bt_adapter.backbone import load_clip
 from bt_adapter.drawings import places
+from bt_adapter.ledger import read_csv
 from bt_adapter.pretrain import QUICK, pretrain_clips
 from bt_adapter.shipped import samples_folder
 from bt_adapter.video import ClipError, clip_seconds, write_clip
@@ -159,6 +162,55 @@ def test_a_film_both_ways(tmp_path):
     assert [e.captions[0] for e in made] == ["a circle forwards", "a circle backwards"] * 2
     one, other = (ds.look_through([e], 4, 32).frames[0].int() for e in made[:2])
     assert (one - other.flip(0)).abs().float().mean() < 3 < (one - other).abs().float().mean()
+
+
+# --- the smoke test on real films ---
+
+
+@pytest.fixture
+def smoke(monkeypatch):
+    """The script that makes its rows."""
+    monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
+    return import_module("real_spans")
+
+
+@pytest.mark.parametrize("frames", [26, 60, 125])
+def test_spans_that_are_held_out_share_no_frame(frames, smoke):
+    films = [smoke.Film("film", None, part) for part in smoke.divided("film", frames)]
+    used = [{n for s in film.starts for n in range(s, s + smoke.LONG)} for film in films]
+    assert max(used[0]) + smoke.GAP < min(used[1]) and max(used[1]) == frames - 1
+    assert all(film.apart == len(film.starts[:: smoke.LONG]) for film in films)
+
+
+def test_a_film_without_held_out_spans_is_told(smoke):
+    with pytest.raises(SystemExit, match=r"^short has 23 frames: .* there must be 7, .* 14 and 6"):
+        smoke.divided("short", 23)
+    assert smoke.hits(torch.tensor([2.0, -1.0, 0.0])).tolist() == [1, 0, 0.5]
+
+
+def test_order_is_all_that_tells(smoke):
+    """Who sees the order is always right; who sees all frames at once is a coin, also on a tie."""
+    sign = lambda text: -1.0 if text.endswith("backwards") else 1.0  # noqa: E731
+    words = SimpleNamespace(encode_text=lambda texts: torch.tensor([[sign(t)] for t in texts]))
+    films = [torch.arange(n)[:, None, None, None] / n for n in (60, 125)]
+    films = [smoke.Film(str(len(f)), f, smoke.divided("film", len(f))[1]) for f in films]
+    spans = smoke.Spans(words, films)
+    ordered = smoke.directions(lambda states: (states[:, 0, -1] - states[:, 0, 0])[:, 0], spans)
+    assert [row["right"] for row in ordered] == [str(row["asked"]) for row in ordered]
+    assert [row["film"] for row in ordered] == ["60", "125"] and ordered[1]["apart"] == 6
+    for weight in (0, 1):
+        mean = smoke.directions(lambda states, w=weight: w * states[:, 0].mean(1)[:, 0], spans)
+        assert [2 * float(row["right"]) for row in mean] == [row["asked"] for row in mean]
+
+
+def test_rows_of_the_smoke_test():
+    rows = read_csv(ROOT / "tests/benchmarks/real_spans.csv")
+    held = [row for row in rows if row["spans"] == "held out"]
+    assert {row["what"] for row in rows} == {"smoke test, random weights"}
+    for seed in ("", "0", "1", "2"):
+        own = [row for row in held if row["seed"] == seed]
+        assert len({row["film"] for row in own}) == 3 and sum(int(r["asked"]) for r in own) >= 100
+        assert all(2 * float(r["right"]) == int(r["asked"]) for r in own if not seed)
 
 
 def test_the_picture_names_the_folders_of_the_lesson():

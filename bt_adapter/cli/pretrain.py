@@ -434,16 +434,23 @@ def shards(
     layout: options.FormatName = "table",
     clips: options.ClipFolder = None,
     split: options.Split = None,
+    video_column: options.VideoColumn = None,
+    caption_column: options.CaptionColumn = None,
     per_shard: options.PerShard = 1000,
     outside: options.Outside = False,
 ):
-    "Write clips and captions as WebDataset shards, to be read as a stream."
+    "Write clips and captions, or a saved dataset, as WebDataset shards, to be read as a stream."
     options.check_format(data, layout)
+    columns = video_column, caption_column
+    check_columns(data, clips, *columns)
     options.check_out(folder)
     with loading():
-        from ..datasets import read_examples, write_shards
+        from ..datasets import open_saved, read_examples, write_shards
     inside = None if outside else clips or (data if data.is_dir() else data.parent)
-    examples = read_examples(data, layout, clips, split)
+    if is_saved_dataset(data):
+        examples = open_saved(data, split, *columns)
+    else:
+        examples = read_examples(data, layout, clips, split)
     report = write_shards(examples, folder, per_shard, inside=inside)
     if report.broken:
         report.write(folder / "broken.csv")

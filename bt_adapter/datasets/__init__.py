@@ -45,7 +45,13 @@ from .own_clips import (
 )
 from .shards import INDEX, WINDOW, Shards, index_shards, write_shards
 from .streams import StreamLoader, stream_loader
-from .video_columns import DatasetClips, StreamClips, as_source, open_saved
+from .video_columns import (
+    DatasetClips,
+    StreamClips,
+    as_source,
+    by_number,
+    open_saved,
+)
 
 # %% ../../nbs/workshop/datasets/datasets.ipynb #4817bff9
 __all__ = [
@@ -93,6 +99,7 @@ __all__ += [
     "StreamClips",
     "StreamLoader",
     "as_source",
+    "by_number",
     "open_saved",
     "stream_loader",
 ]

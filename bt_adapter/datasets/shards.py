@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from .annotations import Example
+from .elsewhere import fetched, is_decoder
 from .loading import BrokenClip, Report, _generator, check_example
+from .video_columns import by_number
 from ..files import clear_parts, first_line, parse_json, read_json, replacing, write_whole
 from ..progress import progress
 from ..video import SUFFIXES, ClipError, read_clip
@@ -95,15 +97,22 @@ def _check_inside(path, folder):
     raise ClipError(f"{path} lies outside {where}; it is packed where --outside asks for that.")
 
 
+def _file_of(example, inside):
+    "The file of an example, as bytes. Raises ClipError if it is no clip, or lies outside."
+    path, data = example.path, example.data
+    if is_decoder(data):
+        raise ClipError(f"{path} is open in a decoder, which does not give its file away.")
+    if inside is not None and data is None:
+        _check_inside(path, inside)
+    data = fetched(path) if data is None and "://" in path else data
+    read_clip(path, 1, span=(0, 1e-6), data=data)  # a film, of which one frame shows
+    return Path(path).read_bytes() if data is None else data
+
+
 def _sample(example, number, inside):
     "An example as WebDataset stores it. Raises ClipError if it is no clip."
     check_example(example, captioned=False)
-    if inside is not None and example.data is None:
-        _check_inside(example.path, inside)
-    read_clip(
-        example.path, 1, span=(0, 1e-6), data=example.data
-    )  # a film, of which one frame shows
-    data = Path(example.path).read_bytes() if example.data is None else example.data
+    data = _file_of(example, inside)
     known = {name: getattr(example, name) for name in ("id", "captions", "label", "span", "turns")}
     suffix = Path(example.path).suffix.lower()
     suffix = suffix[1:] if suffix in SUFFIXES else "mp4"
@@ -129,14 +138,14 @@ def _write_samples(examples, order, part, per_shard, inside):
 
 # %% ../../nbs/workshop/datasets/shards.ipynb #ca582a69
 def write_shards(
-    examples,  # a list of Example
+    examples,  # a list of Example, a dataset of `datasets`, or its DatasetClips
     folder: str | Path,  # new, or empty
     per_shard: int = 1000,  # clips
     seed: int = 0,  # of the order
     inside: str | Path | None = None,  # files outside this folder are left out; None: none is
 ) -> Report:  # clips written, and what is no clip, or could not be read
     "WebDataset shards with an index. Nothing is left behind when it fails."
-    folder = Path(folder).absolute()
+    folder, examples = Path(folder).absolute(), by_number(examples)
     if not examples or per_shard < 1:
         raise ValueError(f"Shards need examples, and 1 clip or more in each, not {per_shard}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
