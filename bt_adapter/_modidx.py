@@ -3669,6 +3669,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'bt_adapter/score_figures.py'),
                                           'bt_adapter.score_figures.film': ( 'workshop/score_figures.html#film',
                                                                              'bt_adapter/score_figures.py'),
+                                          'bt_adapter.score_figures.intervals': ( 'workshop/score_figures.html#intervals',
+                                                                                  'bt_adapter/score_figures.py'),
                                           'bt_adapter.score_figures.ranking': ( 'workshop/score_figures.html#ranking',
                                                                                 'bt_adapter/score_figures.py')},
             'bt_adapter.seeing_direction': { 'bt_adapter.seeing_direction.chosen_set': ( 'workshop/seeing_direction.html#chosen_set',
