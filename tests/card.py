@@ -27,6 +27,7 @@ or version gives other bits and the same figures up to noise.
 | `chat/` | what makes SmolLM2 a chat model: LoRA, projectors, tuned adapter | {chat_size} |
 | `results.csv` | retrieval on the test split | |
 | `ablations.csv` | the ablation study, five seeds a row: commands and settings are in its rows | |
+| `direction.csv` | which heads carry direction, five draws of clips: see below | |
 | `level2/clip/` | a small CLIP that knows two things as well | {clip2_size} |
 | `level2/adapter/` | a BT-Adapter beside that one, for 4 to 16 frames | {adapter2_size} |
 | `level2/one_thing.csv`, `level2/two_things.csv` | what it finds in the test split | |
@@ -81,6 +82,12 @@ Figures on the test split, percent, are in `results.csv`, one row for each adapt
 with the command, the hash of the weights and the versions. They were made by
 
 {results_commands}
+
+Which heads of the adapter carry the direction of motions is in `direction.csv`, a row for each set
+of heads: chosen on the validation split, judged on 1,200 clips of the test split, five times with
+other clips. The adapter is the same in all of them. It was made by
+
+    python tests/benchmarks/circuit.py --csv data_samples/direction.csv
 
 ## Level 2
 

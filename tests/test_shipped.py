@@ -8,6 +8,8 @@ from card import card
 
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
+from bt_adapter.interventions import time_heads
+from bt_adapter.ledger import read_csv
 from bt_adapter.moving_shapes import gallery
 from bt_adapter.retrieval import adapted, weights_hash
 from bt_adapter.scenes import gallery_scores, method_scores
@@ -42,6 +44,25 @@ def test_results_are_of_the_shipped_adapter(model):
     assert len(rows) == 3 and len({row["weights"] for row in rows}) == 3
     assert weights_hash(model.branch) in {row["weights"] for row in rows}
     assert {row["fingerprint"] for row in rows} == {model.clip.fingerprint}
+
+
+def test_heads_of_direction_are_those_of_the_shipped_adapter(model):
+    """What `tests/benchmarks/circuit.py` wrote: five times a way to all heads, then the study."""
+    rows = read_csv(samples_folder() / "direction.csv")
+    assert {row["weights"] for row in rows} == {weights_hash(model.branch)}
+    assert {row["fingerprint"] for row in rows} == {model.clip.fingerprint}
+    heads = {f"{layer}.{head}" for layer, head in time_heads(model)}
+    for seed in range(5):
+        kept = [row for row in rows if row["seed"] == str(seed)]
+        way = [row for row in kept if row["row"].startswith("best")]
+        assert [len(row["heads"].split()) for row in way] == list(range(len(heads) + 1))
+        assert set(way[-1]["heads"].split()) == heads
+        study = {row["row"]: row for row in kept if row["clips"] == "1200"}
+        assert len(way) + len(study) == len(kept) and len(study) == 4 + 2 * 5
+        chosen = study["the set alone"]["heads"]
+        assert (
+            chosen in [row["heads"] for row in way] and study["without the set"]["heads"] == chosen
+        )
 
 
 @pytest.mark.parametrize("place", SHIPPED.values(), ids=SHIPPED)

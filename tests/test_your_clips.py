@@ -1,4 +1,4 @@
-"""Clips of one's own: names, folders, refusals, and the lesson with a stand-in for Colab."""
+"""Clips and models of one's own: names, folders, refusals, and the lessons with other inputs."""
 
 import json
 import shutil
@@ -16,6 +16,7 @@ from warm import Warm
 
 from bt_adapter import datasets as ds
 from bt_adapter.backbone import load_clip
+from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.drawings import places
 from bt_adapter.ledger import read_csv
 from bt_adapter.pretrain import QUICK, pretrain_clips
@@ -23,6 +24,7 @@ from bt_adapter.shipped import samples_folder
 from bt_adapter.video import ClipError, clip_seconds, write_clip
 
 LESSON = ROOT / "nbs/70_your_clips.ipynb"
+FORM = ROOT / "nbs/72_your_model.ipynb"
 CLIPS = samples_folder() / "clips"
 
 
@@ -303,6 +305,53 @@ def test_all_of_colab_with_clips_of_ones_own(filmed, tmp_path, warm, monkeypatch
     )
     colab = {"colab": f"UPLOADED = {str(filmed)!r}\n{COLAB}"}
     warm.run(colab | cells, tmp_path, 400)
+
+
+def video_model(folder):
+    """One of transformers, whose weights are drawn: no text, and no adapter."""
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32)
+    config = VideoMAEConfig(num_frames=4, intermediate_size=16, **sizes)
+    VideoMAEModel(config).save_pretrained(folder)
+    return (
+        "assert not is_adapter and not encoder.encode_text and not (picture or explorer)\n"
+        "assert encoder.frames == FRAMES and 'effects' not in globals()"
+    )
+
+
+def adapter(folder):
+    """One of two layers, as it is before training."""
+    torch.manual_seed(0)
+    BTAdapter(load_clip("moving-shapes"), BranchConfig(layers=2)).save_pretrained(folder)
+    return (
+        "assert is_adapter and picture and len(changes) == len(names) == 6 and 0 <= low <= high\n"
+        "assert len(clips) == 3 and explorer.captions[0].startswith('it moves')"
+    )
+
+
+@pytest.mark.slow
+def test_the_form_for_models_of_ones_own(tmp_path, warm, monkeypatch):
+    """Every cell, for other models than the shipped one, and clips with captions of one's own."""
+    monkeypatch.chdir(ROOT)
+    told = {"left": "right", "grow": "shrink", "appear": "disappear"}
+    own = {str(CLIPS / f"{a}.mp4"): (f"it moves {a}", f"it moves {b}") for a, b in told.items()}
+    far = "assert set(far) == set(orders) and len(whole) == 3 and max(far['asked again']) < 1e-3\n"
+    run = {}
+    for save in (video_model, adapter):  # in one process, as somebody who changes the cell
+        after = save(tmp_path / save.__name__)
+        chosen = {
+            "OWN = {}": f"OWN = {own!r}",
+            "FRAMES = 8": "FRAMES = 4",
+            'NAME, WEIGHTS = "moving-shapes"': f"NAME, WEIGHTS = {str(tmp_path / save.__name__)!r}",
+        }
+        cells = code_of(FORM)
+        for old, new in chosen.items():
+            (place,) = (name for name, code in cells.items() if old in code)
+            cells[place] = cells[place].replace(old, new)
+        cells["after"] = far + after
+        run |= {f"{save.__name__} {name}": code for name, code in cells.items()}
+    warm.run(run, tmp_path, 120)
 
 
 def test_cells_for_a_gpu_say_that_they_were_not_run():
