@@ -166,7 +166,8 @@ def attention_picture(
     frames = contact_sheet(part, titles=[f"frame {i + 1}" for i in range(len(part))])
     for i, line in enumerate(reversed(lines)):
         frames.text(0, 1.22 + 0.2 * i, line, size=10, parse_math=False)
-    hot, names = contact_sheet(part, heat=heat), range(1, len(part) + 1)
+    hot = contact_sheet(part, heat=heat, heat_label="1: even")
+    names = range(1, len(part) + 1)
     hot.text(0, -0.2, HEAT, size=9)
     titles = [f"layer {i + 1}" for i in range(len(by_layer))]
     layers = matrix(100 * by_layer, titles, names, names, "looks at frame", "frame", digits=0)

@@ -136,7 +136,7 @@ def overlay(
     low, high = limits or (heat.min(), heat.max())
     share = np.clip((heat - low) / ((high - low) or 1), 0, 1)
     size = clip.shape[2], clip.shape[1]
-    grown = [Image.fromarray(part).resize(size, Image.Resampling.BILINEAR) for part in share]
+    grown = [Image.fromarray(part).resize(size, Image.Resampling.NEAREST) for part in share]
     grown = np.stack(grown)[..., None]
     opaque = 0.2 + 0.65 * grown
     gray = 0.25 + 0.75 * clip.mean(-1, keepdims=True) / 255  # heat must show on dark frames too
@@ -168,6 +168,7 @@ def contact_sheet(
     titles: Sequence[str | int] | None = None,  # one a frame, above the first row
     heat: Heat | Sequence[Heat | None] | None = None,  # laid over the frames; one or None a clip
     width: float = 8.0,  # of a row of frames, inches
+    heat_label: str = "",  # what the colours of the heat count, written at their bar
 ) -> Picture:
     """Clips as rows of frames, time running to the right.
 
@@ -199,6 +200,7 @@ def contact_sheet(
     if heats:
         bar = fig.add_axes((1 + 0.05 / width, 0, 0.1 / width, 1))
         fig.colorbar(_heat_scale(limits), bar).ax.tick_params(labelsize=8, length=2)
+        bar.set_ylabel(heat_label, size=9)
     return fig
 
 # %% ../nbs/workshop/figures.ipynb #5dd282b6
@@ -329,9 +331,11 @@ def bars(
     width: float = 5.0,  # of the figure, inches
     colors: Sequence[str] = PALETTE,  # one a method
     chance: Mapping[str, float] | None = None,  # measure -> what guessing gives
+    line: str = "chance",  # the name of these lines, where nothing is guessed
+    xlabel: str = "",
 ) -> Picture:
     "Groups of bars, a group a measure and a colour a method; whiskers span the seeds."
-    fig, ax = _axes(width, 2.6, "", ylabel)
+    fig, ax = _axes(width, 2.6, xlabel, ylabel)
     measures = list(dict.fromkeys(key for row in methods.values() for key in row))
     size = 0.8 / len(methods)
     above = dict(ha="center", va="bottom", size=8)
@@ -349,12 +353,12 @@ def bars(
                 ax.text(at, seeds.max(), f"{mean:.{digits}f}", **above)
     for measure, value in (chance or {}).items():
         at = measures.index(measure)
-        ax.hlines(value, at - 0.46, at + 0.46, "black", "dashed", label="chance", linewidth=1.2)
+        ax.hlines(value, at - 0.46, at + 0.46, "black", "dashed", label=line, linewidth=1.2)
     ax.set_xticks(range(len(measures)), measures, size=9)
     ax.set_xlim(-0.5, len(measures) - 0.5)
     handles, names = ax.get_legend_handles_labels()
     found = dict(zip(names, handles))
-    named = {name: found[name] for name in (*methods, "chance") if name in found}
+    named = {name: found[name] for name in (*methods, line) if name in found}
     if named:
         look = dict(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
         fig.legend(named.values(), named.keys(), **look)

@@ -8,6 +8,7 @@ __all__ = ['time_figure', 'outline', 'hang_shares', 'patch_figure', 'heat_figure
 # %% ../nbs/workshop/map_figures.ipynb #d985782a
 import math
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -102,11 +103,14 @@ def heat_figure(
     clip: torch.Tensor,  # uint8 (t, h, w, 3)
     heats: dict[str, torch.Tensor],  # label -> (t, l), all on one scale
     width: float = 6.0,  # of a row of frames, inches
+    counts: str = "",  # what the heat is, written at its scale
+    titles: Sequence[str | int] | None = None,  # of the frames, above them
 ) -> Picture:
     "A clip, and under it the clip with each heat, patch by patch, over it."
     part, (rows, columns) = seen_part(clip, model.clip.image_size), model.clip.grid
     grids = [rearrange(h, "t (gh gw) -> t gh gw", gh=rows, gw=columns) for h in heats.values()]
-    return contact_sheet([part] * (1 + len(grids)), ["", *heats], heat=[None, *grids], width=width)
+    rows, labels = [part] * (1 + len(grids)), ["", *heats]
+    return contact_sheet(rows, labels, titles, [None, *grids], width, counts)
 
 # %% ../nbs/workshop/map_figures.ipynb #1c5d254c
 def relevance_figure(
@@ -120,7 +124,8 @@ def relevance_figure(
     scores, heat = relevance(model, frames, captions)
     labels = [f"{text}\ncosine {score:.2f}" for text, score in zip(captions, scores.tolist())]
     heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
-    return heat_figure(model, clip, dict(zip(map(_lines, labels), heat, strict=True)), width)
+    rows = dict(zip(map(_lines, labels), heat, strict=True))
+    return heat_figure(model, clip, rows, width, "of the hottest patch")
 
 
 def _lines(text):

@@ -49,7 +49,8 @@ EVEN = (
 TOGETHER = (
     "Less. Heads work together, and what several of them do in common is lost with each one "
     "alone, so the sum counts it more than once. Without any head the margin even falls below"
-    " zero: what is left is the taste of frozen CLIP, which knows nothing of order."
+    " zero: what is left is a branch without attention through time, and to that a clip and "
+    "its reversal are nearly one."
 )
 TICKS = (
     "11: one for the whole clip, one for each of the six heads, one for each of the four "

@@ -53,8 +53,11 @@ class Explorer(ClipMaps):
         weights = self.weights(layer, head)
         heat = weights.sum(1).T if caption is None else self.score(caption)[1]
         heat = rearrange(heat, "t (gh gw) -> t gh gw", gh=rows)
-        label = "received" if caption is None else "relevance"
-        fig = contact_sheet([self.clip] * 2, ["clip", label], heat=[None, heat], width=width)
+        label, counts = "received", "1: an even share"
+        if caption is not None:
+            label, counts = "relevance", "part of the cosine"
+        clips, heats = [self.clip] * 2, [None, heat]
+        fig = contact_sheet(clips, ["clip", label], None, heats, width, counts)
         box = column * wide / columns, row * high / rows, wide / columns, high / rows
         for ax in fig.axes[:2]:
             outline(ax, self.clip, box, frame)
