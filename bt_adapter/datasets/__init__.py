@@ -43,6 +43,8 @@ from .own_clips import (
     look_through,
     turned_caption,
 )
+
+# %% ../../nbs/workshop/datasets/datasets.ipynb #4e961f8e
 from .shards import INDEX, WINDOW, Shards, index_shards, write_shards
 from .streams import StreamLoader, stream_loader
 from .video_columns import (
