@@ -25,8 +25,8 @@ CASES = {
         wrong={0.5: "hyphen", 2 / 3: "share of the right", 1: "missing", "two": "one number"},
     ),
     "guessing": Case(
-        right=[22, "22", 22.1],
-        wrong={12: "on average", 15: "Take three", 216: "too large"},
+        right=[23, "23", 23.0],
+        wrong={22: "still within", 12: "on average", 15: "Take three", 216: "too large"},
     ),
     "sign_test": Case(
         right=[counted, coins],
