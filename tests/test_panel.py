@@ -213,6 +213,7 @@ def test_one_thing_at_a_time(chat):
         talks.clear,
         lambda: talks.open("left"),
         lambda: talks.frames_of_words("model"),
+        lambda: talks.frame_pair("model", 0),
     ):
         fails(call, "on its way")
     to_the_end(talks)

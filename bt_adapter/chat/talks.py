@@ -253,8 +253,8 @@ class Talks:
         return self.exchanges[-1].replies[name].frames_of_words(self.chats[name])
 
     def frame_pair(self, name: str, word: int) -> Pair | None:
-        "The two frames that a word of it came from; None where two are all there are."
-        self.refuse_if_busy()
+        "The two frames of a word, as `Reply` finds them. Raises ValueError as `frames_of_words`."
+        self.frames_of_words(name)  # refuses what has none
         return self.exchanges[-1].replies[name].frame_pair(self.chats[name], word)
 
     def words(self) -> dict[str, list[str]]:

@@ -37,11 +37,8 @@ def answers(
         known["colour"] = thing.color
     phrase = world.motion_named(thing.motion).phrase.format(colour=thing.color, other=thing.other)
     known |= dict(motion=phrase) if moves else {}
-    known |= (
-        dict(direction=phrase.removeprefix("moves "))
-        if moves and phrase.startswith("moves ")
-        else {}
-    )
+    if moves and phrase.startswith("moves "):
+        known["direction"] = phrase.removeprefix("moves ")
     return known
 
 # %% ../../nbs/52_instruction_tuning.ipynb #c2527c57
