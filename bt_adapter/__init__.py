@@ -52,6 +52,7 @@ in_place            what strategies that change CLIP's last layers have in commo
 strategies, costs   nine ways to make a video encoder of CLIP, and what each costs
 strategy_figures    where each mixes frames, which tokens notice a change, and bars
 strategy_files      each by its name, beside any CLIP: built, saved, loaded
+starts              weights that a training goes on from: theirs, or the authors'
 ablations           the paper's tables on a small scale, in few steps
 full_length         eight of their rows as long as the shipped adapter, with curves
 data_study          the rows on clips of one's own

@@ -31,6 +31,7 @@ from .progress import chunks, progress
 from .recipes import PAPER, PRESETS, QUICK, RELEASED, PretrainConfig, choose_recipe  # noqa: F401
 from .runs import stored_state
 from .stamps import file_stamp
+from .starts import model_from, recipe_from, told_of
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .strategy_files import (
     build_strategy,
@@ -405,6 +406,22 @@ def _fitting(config, clips, epochs, run, tell):
     return replace(config, batch=batch, steps=steps)
 
 # %% ../nbs/workshop/pretrain.ipynb #bf54540f
+def _begun(run, strategy, clip, config, start):
+    "The model that is trained, fresh or with the weights of another, and the recipe for it."
+    torch.manual_seed(config.seed)
+    clip = clip.to(run.accelerator.device)
+    if start is None:
+        return build_strategy(strategy, clip, config.branch, checkpointing=True), config
+    if strategy != strategy_of(start):
+        raise ValueError(f"what the training starts from is {strategy_of(start)}, not {strategy}")
+    if start.clip.fingerprint != clip.fingerprint:
+        raise ValueError(
+            f"what the training starts from stands beside {start.clip.name}, and not beside this "
+            f"{clip.name}: give its own `clip`"
+        )
+    return model_from(start, clip, checkpointing=True), recipe_from(start, config)
+
+# %% ../nbs/workshop/pretrain.ipynb #20f0cde7
 def _learn(run, model, examples, config, store, how, same):
     "Train in the run's folder what there is to train, and save it; a report of broken clips."
     from .datasets import DatasetClips, Report, TooManyBroken, check_contrast
@@ -445,6 +462,7 @@ def pretrain_clips(
     wait: float = WAIT,  # minutes that processes wait for each other
     about: dict | None = None,  # what else the card says of the recipe
     strategy: str = "BT-Adapter",  # a name of `strategy_files.NAMES`
+    start: torch.nn.Module | None = None,  # its weights go on, and its strategy and branch
     stored: int | None = None,  # states of a clip in the store; None: as many as are read
     track: str | None = None,  # a tracker, as for `Run`
 ):  # a Report of the clips that could not be read, which is in broken.csv, too
@@ -453,10 +471,8 @@ def pretrain_clips(
     with Run(out, resume, save_every, overwrite=overwrite, wait=wait, track=track) as run:
         clips = None if is_stream(examples) else len(examples)
         config = _fitting(config, clips, epochs, run, tell)
-        torch.manual_seed(config.seed)
-        there = clip.to(run.accelerator.device)
-        model = build_strategy(strategy, there, config.branch, checkpointing=True)
-        same = _signature(model, config, examples, views if store else "ever new")
+        model, config = _begun(run, strategy, clip, config, start)
+        same = _signature(model, config, examples, views if store else "ever new") | told_of(start)
         if run.finished(same):
             return None
         run.same_clips(_files(examples))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OF_SCENES', 'RANKS', 'DATA_FIGURES', 'mean_pooled', 'adapted', 'wrong_orders', 'shuffled', 'embed', 'encode_clips',
            'text_encoder', 'ClipOrders', 'adapter_methods', 'over_seeds', 'weights_hash', 'csv_rows', 'side_by_side',
-           'released_adapter', 'load_adapters', 'evaluated', 'check_examples', 'ShardClips', 'listed_clips',
-           'claim_folder', 'Encoded', 'encode_examples', 'encode_captions', 'both_directions', 'query_rows',
-           'judge_retrieval', 'evaluate_data', 'append_csv', 'check_csv', 'match_table', 'nearest', 'rank_figures',
-           'ranks', 'ranks_in_pieces', 'recall_at_k']
+           'load_adapters', 'evaluated', 'check_examples', 'ShardClips', 'listed_clips', 'claim_folder', 'Encoded',
+           'encode_examples', 'encode_captions', 'both_directions', 'query_rows', 'judge_retrieval', 'evaluate_data',
+           'append_csv', 'check_csv', 'match_table', 'nearest', 'rank_figures', 'ranks', 'ranks_in_pieces',
+           'recall_at_k']
 
 # %% ../nbs/workshop/retrieval.ipynb #660b1052
 import hashlib
@@ -51,7 +51,7 @@ from .metrics import nearest, rank_figures, ranks_by_ties
 from .pixels import transformed
 from .processes import all_of
 from .progress import progress
-from .released import load_released, read_file
+from .released.loading import released_adapter
 from .runs import versions
 from .spent import COST, read_cost
 from .strategy_files import load_strategy, states_of, strategy_of
@@ -230,26 +230,6 @@ def side_by_side(
             own = adapter_methods(model, orders=orders)
             methods |= {(name, method): f for method, f in own.items()}
         yield clip, methods, max(map(states_of, beside.values()))
-
-# %% ../nbs/workshop/retrieval.ipynb #f0c1b1f3
-def released_adapter(
-    path: Path,  # of a checkpoint that the authors released, or one of that format
-    heads: int | None = None,  # as for `load_released`, and the rest too
-    gated: bool = True,
-    clip: FrozenCLIP | None = None,
-) -> BTAdapter:
-    "An adapter with released weights and words. Raises ValueError that names the file."
-    state = read_file(path)
-    try:
-        model = load_released(state, heads, gated, clip)
-        if model.clip.tokenizer is None:
-            raise ValueError(
-                "This checkpoint holds no text tower of CLIP's words: name its CLIP with "
-                "--clip and --pretrained."
-            )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return model
 
 # %% ../nbs/workshop/retrieval.ipynb #d9ae837d
 def load_adapters(

@@ -47,6 +47,7 @@ from .runs import (
 )
 from .small_clip import CLIP_FILES, STEPS, ClipTraining, opposite_cosines, static_recall
 from .spent import COST
+from .starts import check_places, model_from, recipe_from, told_of
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import Batch, PretrainConfig, ProcessInfo, Run, run_signature
 from .twins import TWINS, twin_cosines, twin_scores, two_things_group
@@ -126,7 +127,9 @@ class SceneBatches:
     "Endless batches of whole groups; every group comes once before any comes again."
 
     data, takes = "moving shapes", 2  # groups of each look
-    stored = None  # frames of a clip in the store; None: as in a batch
+    stored = most = (
+        None  # frames of a clip in the store, and at most in a batch; None: the recipe's
+    )
     draw = staticmethod(training_scenes)
 
     def __init__(
@@ -210,7 +213,7 @@ def scenes_of_both(
 class BothLevels(SceneBatches):
     "Batches of groups of both levels, of 4 to 16 frames, every other one at uneven times."
 
-    data, takes, stored = "moving shapes, both levels", 1, 24
+    data, takes, stored, most = "moving shapes, both levels", 1, 24, 16
     draw = staticmethod(scenes_of_both)
 
     @staticmethod
@@ -230,7 +233,7 @@ class BothLevels(SceneBatches):
     def frames(self, step: int) -> torch.Tensor:
         "Which of the stored frames are in a batch."
         rng = np.random.default_rng([self.seed, step])
-        count, uneven = int(rng.integers(4, 17)), rng.integers(2)
+        count, uneven = int(rng.integers(4, self.most + 1)), rng.integers(2)
         even = (np.arange(count) + 0.5) * self.stored / count
         drawn = np.sort(rng.choice(self.stored, count, replace=False))
         return torch.tensor(drawn if uneven else even.astype(int))
@@ -290,6 +293,7 @@ def pretrain_moving_shapes(
     level: int = 1,  # 2: both levels, with 4 to 16 frames at uneven times
     about: dict | None = None,  # what else the card says of the recipe
     track: str | None = None,  # a tracker, as for `Run`
+    start: BTAdapter | None = None,  # its weights go on, and its branch
 ) -> list[dict]:  # rows of `validate`
     "Make the store, train, validate and save."
     world.check_level(level, 1)
@@ -298,11 +302,14 @@ def pretrain_moving_shapes(
     groups = kind.draw(np.random.default_rng(config.seed), config.objects, config.takes)
     in_batch = check_groups(config.batch, len(groups))
     config = replace(config, steps=config.steps or len(groups) // in_batch)
+    config = recipe_from(start, config) if start else config
+    check_places(config.branch, kind.most or config.frames)
     last, frames = config.branch.states, kind.stored or config.frames
     with Run(out, resume, save_every, overwrite=overwrite, wait=wait, track=track) as run:
         torch.manual_seed(config.seed)
-        model = BTAdapter(clip.to(run.accelerator.device), config.branch)
-        same = run_signature(model, config, kind.data)
+        there = clip.to(run.accelerator.device)
+        model = model_from(start, there) if start else BTAdapter(there, config.branch)
+        same = run_signature(model, config, kind.data) | told_of(start)
         if card := run.finished(same):
             return card["validation"]
         states = states_of_groups(clip, kind, groups, last=last, frames=frames, store=store)

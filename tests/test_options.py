@@ -70,6 +70,7 @@ pretrain        --wait             |                   | 1          | nan inf -1
 pretrain        --level            |                   | 2          | 0 3 x
 pretrain        --save-every       |                   | 3          | {COUNT}
 pretrain        --strategy         | {DATA}            | joint-ST   | x
+pretrain        --start            |                   | moving-shapes | nowhere
 pretrain        --seed             |                   | 0          | {INTEGER}
 pretrain        --track            |                   | tensorboard | x tensorbord
 pretrain        --plan             |                   | -          |

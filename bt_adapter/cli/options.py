@@ -7,12 +7,12 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
            'STRATEGIES', 'READERS', 'TIES', 'PRECISIONS', 'DEVICES', 'ACTIVATIONS', 'MOST', 'COUNT', 'ClipPaths',
            'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName',
            'PretrainedTag', 'Activation', 'Data', 'VideoColumn', 'CaptionColumn', 'Annotation', 'FormatName',
-           'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Set', 'Strategy', 'Seed', 'Steps', 'Epochs', 'Batch',
-           'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery', 'Track',
-           'Plan', 'Gpu', 'OTHERS', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder', 'Tests',
-           'Wordings', 'Dialogues', 'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit', 'Settings',
-           'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick', 'Seeds',
-           'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
+           'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Set', 'Strategy', 'Start', 'Seed', 'Steps', 'Epochs',
+           'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery',
+           'Track', 'Plan', 'Gpu', 'OTHERS', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder',
+           'Tests', 'Wordings', 'Dialogues', 'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit',
+           'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick',
+           'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
            'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
            'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'TextFunction',
            'RenderedSize', 'Pairs', 'Page', 'OtherClip', 'LmmsEvalFolder', 'AsReader', 'Stride', 'at_least',
@@ -259,6 +259,9 @@ Strategy = Annotated[
 ]
 
 # %% ../../nbs/workshop/cli/options.ipynb #5e7a0050
+Start = option(
+    str, "go on from weights: an adapter's or a strategy's name or folder, or a file of the authors"
+)
 Seed = Annotated[int, typer.Option(help="of everything random", min=0, max=2**32 - 1)]
 Steps = option(int, "training steps, instead of the preset's", **MOST)
 Epochs = option(int, "over the data, instead of steps", **COUNT)

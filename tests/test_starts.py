@@ -1,0 +1,197 @@
+"""A training that goes on from weights: of an adapter, of each strategy, of the authors' files."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from test_strategy_files import TWO, examples, shown, small, table
+from tiny import shake, tiny_clip
+from tiny_runs import problems
+
+from bt_adapter import scenes, trainer
+from bt_adapter.branch import BranchConfig, BTAdapter
+from bt_adapter.cli import pretrain as command
+from bt_adapter.pretrain import pretrain_clips
+from bt_adapter.recipes import QUICK, for_strategy
+from bt_adapter.released import load_released, save_released
+from bt_adapter.starts import load_start, model_from, strategy_at, told_of
+from bt_adapter.strategy_files import (
+    NAMES,
+    build_strategy,
+    config_of,
+    is_trained,
+    load_strategy,
+    save_strategy,
+    strategy_of,
+)
+
+ON_SHAPES = replace(QUICK, steps=2, batch=18, objects=1, takes=1, precision="fp32")
+
+
+def learned(name):
+    """A strategy that is not as it was drawn."""
+    torch.manual_seed(1)
+    model = build_strategy(name, small(), BranchConfig(layers=2))
+    shake(model.branch)
+    return model
+
+
+def same_weights(one, other):
+    found, wanted = one.branch.state_dict(), other.branch.state_dict()
+    return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_strategy_goes_on(name, tmp_path):
+    """It begins with the very weights, is trained, and is still what it was; so is the start."""
+    save_strategy(learned(name), tmp_path / "before")
+    start = load_start(tmp_path / "before", small())
+    assert strategy_at(tmp_path / "before") == strategy_of(start) == name
+    model = model_from(start, checkpointing=True)
+    assert type(model) is type(start) and same_weights(model, start)
+    with torch.no_grad():
+        one, other = (m.eval().encode_video(shown(small())) for m in (model, start))
+    assert all(torch.equal(getattr(one, field), getattr(other, field)) for field in one._fields)
+    config, out = for_strategy(TWO, name), tmp_path / "after"
+    pretrain_clips(out, small(), list(examples()), config, strategy=name, start=start)
+    after = load_strategy(out, small())
+    assert strategy_of(after) == name and same_weights(model, start)
+    assert is_trained(start) != same_weights(after, start)
+    card = json.loads((out / "training.json").read_text())
+    assert card["strategy"] == name and card["run"]["start"] == told_of(start)["start"]
+    assert card["settings"]["branch"]["layers"] == config_of(start).layers
+
+
+def on_shapes(out, start, **how):
+    return scenes.pretrain_moving_shapes(out, start.clip, ON_SHAPES, start=start, **how)
+
+
+def test_on_moving_shapes_and_resumed(tmp_path, monkeypatch):
+    """A run that was cut off goes on to the same bits, from the same start and from no other."""
+    monkeypatch.setattr(scenes, "validate", lambda *_, **__: [])
+    start = load_start("moving-shapes")
+    on_shapes(tmp_path / "whole", start)
+    update, taken = trainer.Trainer.update, []
+
+    def once(self, batch):
+        taken.append(1)
+        if len(taken) > 1:
+            raise KeyboardInterrupt
+        return update(self, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "update", once)
+    with pytest.raises(KeyboardInterrupt):
+        on_shapes(tmp_path / "cut", start, save_every=1)
+    monkeypatch.setattr(trainer.Trainer, "update", update)
+    other = model_from(start)
+    with torch.no_grad():
+        other.branch.time[0, 0] += 1
+    with pytest.raises(ValueError, match="belongs to another run: its start is"):
+        on_shapes(tmp_path / "cut", other, resume=True)
+    with pytest.raises(ValueError, match=r"belongs to another run.*differ in start"):
+        scenes.pretrain_moving_shapes(tmp_path / "cut", start.clip, ON_SHAPES, resume=True)
+    on_shapes(tmp_path / "cut", start, resume=True)
+    whole, cut = (load_strategy(tmp_path / name) for name in ("whole", "cut"))
+    assert same_weights(whole, cut) and not same_weights(whole, start)
+    begun, ended = (model.branch.parameters() for model in (start, whole))
+    far = [(after - before).norm() / before.norm() for before, after in zip(begun, ended)]
+    assert max(far) < 0.5  # two steps from what was learned, and nowhere near a fresh branch
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_a_checkpoint_of_the_authors_goes_on(align, tmp_path):
+    """With the gates that it has; a W' that it lacks begins at random."""
+    clip = tiny_clip(quick_gelu=True)
+    clip.tokenizer = small().tokenizer  # its words are its own
+    torch.manual_seed(1)
+    config = BranchConfig(layers=1, convention="released", align=align)
+    theirs = BTAdapter(clip, config)
+    shake(theirs.branch)
+    save_released(theirs, tmp_path / "theirs.pth", clip=False)
+    start = load_start(tmp_path / "theirs.pth", clip)
+    model = model_from(start)
+    own = theirs.branch.state_dict()
+    assert all(torch.equal(model.branch.state_dict()[name], own[name]) for name in own)
+    assert (
+        model.config == replace(config, align=True, final="weighted")
+        and start.config.align == align
+    )
+    gates = {gate.combination for gate in model.branch.gates}
+    assert gates == {"weighted"} and strategy_at(tmp_path / "theirs.pth") == "BT-Adapter"
+
+
+@pytest.mark.parametrize(("gone", "kept"), [("balance1", "middle"), ("balance2", "output")])
+def test_a_checkpoint_goes_on_with_the_gates_that_it_has(gone, kept, tmp_path):
+    clip = tiny_clip(quick_gelu=True)
+    clip.tokenizer = small().tokenizer  # its words are its own
+    theirs = BTAdapter(clip, BranchConfig(layers=2, convention="released"))
+    save_released(theirs, tmp_path / "theirs.pth", clip=False)
+    state = torch.load(tmp_path / "theirs.pth", weights_only=True)
+    torch.save({n: w for n, w in state.items() if gone not in n}, tmp_path / "less.pth")
+    found, wanted = (
+        load_start(tmp_path / "less.pth", clip).config,
+        load_released(tmp_path / "less.pth", gated=kept, clip=clip).config,
+    )
+    assert found == wanted
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["bta-pretrain", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    return stop.value.code or 0
+
+
+def test_the_command_goes_on(tmp_path, monkeypatch, capsys):
+    """From a strategy, beside the CLIP that its folder names; what it is, its folder says."""
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "train.csv", examples())
+    line = ["--data", "train.csv", "--steps", 1, "--set", "frames=2"]
+    kind = ["--clip", "moving-shapes", "--strategy", "STAN", "--set", "layers=2"]
+    assert run(monkeypatch, *line, *kind, "--out", "first") == 0
+    assert run(monkeypatch, *line, "--start", "first", "--out", "second") == 0
+    told = capsys.readouterr().out
+    assert "goes on from first: STAN beside moving-shapes" in told
+    card = json.loads((tmp_path / "second/training.json").read_text())
+    assert (card["strategy"], card["start"]) == ("STAN", "first")
+    assert card["settings"]["weights"] == [1, 0, 0] and card["settings"]["branch"]["layers"] == 2
+    first, second = (load_strategy(tmp_path / name) for name in ("first", "second"))
+    assert not same_weights(first, second)
+    pairs = zip(first.branch.parameters(), second.branch.parameters())
+    assert max((a - b).abs().max() for a, b in pairs) < 1e-3  # a step of the recipe's warm-up
+
+
+WRONG = {
+    "--start nowhere": "nowhere is no adapter folder: adapter.json and adapter.safetensors missing",
+    "--start moving-shapes --set layers=2": "--start names says it itself: leave --set layers out",
+    "--start moving-shapes --plan": "leave --start out",
+    "--start moving-shapes --set frames=65": "clips of 65 frames do not fit into a branch with",
+    "--start stan": "stan is STAN, and Moving Shapes trains BT-Adapter: add --data",
+    "--start moving-shapes --clip moving-shapes-2": "is another CLIP",
+    "--start moving-shapes --data train.csv --strategy STAN": "leave --strategy out",
+    "--start notes.pth --data train.csv": "notes.pth",
+    "--set max_frames=8 --level 2": "clips of 16 frames do not fit into a branch with places for 8",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_cannot_go_on_is_told(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "train.csv", examples())
+    (tmp_path / "notes.pth").write_text("no weights")
+    clip = load_start("moving-shapes").clip
+    save_strategy(build_strategy("STAN", clip, BranchConfig(layers=1)), tmp_path / "stan")
+    assert run(monkeypatch, *line.split(), "--steps", 1, "--out", "out") == 2
+    assert WRONG[line] in problems(capsys.readouterr().err)
+    assert not (tmp_path / "out/adapter.json").exists()
+
+
+def test_a_start_of_another_kind_or_beside_another_clip_is_refused(tmp_path):
+    start = learned("STAN")
+    with pytest.raises(ValueError, match="starts from is STAN, not BT-Adapter"):
+        pretrain_clips(tmp_path, small(), list(examples()), TWO, start=start)
+    other = tiny_clip()
+    with pytest.raises(ValueError, match="give its own `clip`"):
+        pretrain_clips(tmp_path, other, list(examples()), TWO, strategy="STAN", start=start)
