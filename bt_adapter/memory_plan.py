@@ -396,17 +396,17 @@ def _largest_chunk(setting, batch):
 def pick(setting: Setting) -> Setting:
     "With the largest batch up to that of the recipe, and chunk, that fit. Raises ValueError."
     batch, asked = setting.config.batch, setting.config.chunk
-    while batch:
+    if not fits(one := _with(setting, 1, 1)):
+        raise ValueError(
+            f"not even one clip fits: {setting.strategy} beside {setting.clip.name} needs "
+            f"{peak_bytes(one) / GB:.1f} GB for it, and {setting.device.name} has "
+            f"{setting.device.memory / GB:.1f} GB, of which {USED:.0%} are planned with"
+        )
+    while True:  # a batch of one is known to fit
         chunk = min(asked, batch) if asked else _largest_chunk(setting, batch)
         if chunk and fits(found := _with(setting, batch, chunk)):
             return found
         batch //= 2
-    least = peak_bytes(_with(setting, 1, 1))
-    raise ValueError(
-        f"not even one clip fits: {setting.strategy} beside {setting.clip.name} needs "
-        f"{least / GB:.1f} GB for it, and {setting.device.name} has "
-        f"{setting.device.memory / GB:.1f} GB, of which {USED:.0%} are planned with"
-    )
 
 # %% ../nbs/workshop/memory_plan.ipynb #10a0c2b6
 SHARES = (0.1, 0.4)  # of the rate of plain products that a training reaches: assumed

@@ -45,14 +45,15 @@ def work(rank, world, out):
         trainer.update(broken)
     except ValueError as error:
         found["told"] = str(error)
-    torch.save(found, f"{out}/{rank}.pt")
+    torch.save(found, f"{out}/{rank} of {world}.pt")
     os._exit(0)
 
-world, out = int(sys.argv[1]), sys.argv[2]
-for rank in range(world):
-    if os.fork() == 0:
-        work(rank, world, out)
-sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(world)))
+for world, os.environ["MASTER_PORT"] in zip((2, 4), sys.argv[2:]):
+    for rank in range(world):
+        if os.fork() == 0:
+            work(rank, world, sys.argv[1])
+    if any(os.wait()[1] for _ in range(world)):
+        sys.exit(1)
 """
 SETTINGS = dict(precision="fp32", mask_ratio=0.5, tau=0.5, weights=(1.0, 0.7, 0.3))
 
@@ -73,17 +74,26 @@ def alone():
     return dict(losses=losses) | {n: p.grad for n, p in trainer.model.branch.named_parameters()}
 
 
+@pytest.fixture(scope="module")
+def ranks(made_once):
+    "What each of two and of four processes found."
+
+    def run(folder):
+        paths = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = os.environ | dict(MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
+        env |= dict(PYTHONPATH=os.pathsep.join(paths))
+        code = WORK.replace("**SETTINGS", f"**{SETTINGS!r}")
+        command = [sys.executable, "-c", code, str(folder), str(free_port()), str(free_port())]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+
+    return made_once("ranks", run)
+
+
 @pytest.mark.parametrize("world", [2, 4])
-def test_processes_give_the_losses_and_gradients_of_one(world, alone, tmp_path):
-    address = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), OMP_NUM_THREADS="1")
-    paths = [os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = os.environ | address | dict(PYTHONPATH=os.pathsep.join(paths))
-    code = WORK.replace("**SETTINGS", f"**{SETTINGS!r}")
-    command = [sys.executable, "-c", code, str(world), str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_processes_give_the_losses_and_gradients_of_one(world, alone, ranks):
     for rank in range(world):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        found = torch.load(ranks / f"{rank} of {world}.pt", weights_only=True)
         for name, expected in alone.items():
             for chunk in (None, 2):
                 own = found[f"{chunk} {name}"]
@@ -217,9 +227,13 @@ for name, world, port, options in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(made_once):
     """A folder of evaluations by one process and by two: what each printed, wrote and did."""
-    folder = tmp_path_factory.mktemp("evaluated")
+    return made_once("evaluated", evaluate)
+
+
+def evaluate(folder):
+    """Fill that folder."""
     clips = sorted((samples_folder() / "clips").glob("*.mp4"))[:5]
     lines = ["path,caption", *(f"{clip},it can {clip.stem}" for clip in clips)]
     (folder / "whole.csv").write_text("\n".join(lines) + "\n")
@@ -246,7 +260,6 @@ def evaluated(tmp_path_factory):
     command = [sys.executable, "-c", EVALUATED, json.dumps(jobs)]
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return folder
 
 
 def told(folder, name, rank=0):

@@ -125,9 +125,17 @@ def test_a_gpu_keeps_the_batch_and_makes_the_chunk_small(clip):
     assert found.config.batch == 256 and found.config.chunk and fits(found)
 
 
-def test_nothing_fits(clip):
+def test_nothing_fits(clip, monkeypatch):
+    asked = []
+
+    def counted(setting):
+        asked.append(setting.config.batch)
+        return peak_bytes(setting)
+
+    monkeypatch.setattr(memory_plan, "peak_bytes", counted)
     with pytest.raises(ValueError, match="not even one clip fits: BT-Adapter beside tiny needs"):
         pick(of(clip, device=Device("nothing", 1000, gpu=False)))
+    assert set(asked) == {1}  # what one clip needs says it, and no larger batch is counted
 
 
 def test_a_real_step_holds_what_was_counted(clip):
