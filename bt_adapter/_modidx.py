@@ -3686,6 +3686,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'bt_adapter/score_figures.py'),
                                           'bt_adapter.score_figures.intervals': ( 'workshop/score_figures.html#intervals',
                                                                                   'bt_adapter/score_figures.py'),
+                                          'bt_adapter.score_figures.mean_interval': ( 'workshop/score_figures.html#mean_interval',
+                                                                                      'bt_adapter/score_figures.py'),
                                           'bt_adapter.score_figures.ranking': ( 'workshop/score_figures.html#ranking',
                                                                                 'bt_adapter/score_figures.py'),
                                           'bt_adapter.score_figures.without_shared_end': ( 'workshop/score_figures.html#without_shared_end',
