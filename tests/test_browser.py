@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+from contextlib import contextmanager
 from io import BytesIO, StringIO
 from pathlib import Path
 from urllib.parse import urlencode
@@ -22,6 +23,7 @@ from nbformat import v4
 from PIL import Image
 from tidy import KERNEL, ROOT
 
+from bt_adapter import moving_shapes as shapes
 from bt_adapter.branch import BTAdapter
 from bt_adapter.explorer import Explorer, explore
 from bt_adapter.shipped import samples_folder
@@ -75,9 +77,10 @@ class Watched:
         more = {name: viewport.pop(name) for name in CONTEXT & viewport.keys()}
         self.page = browser.new_page(viewport=viewport, **more)
         self.page.set_default_timeout(WAIT_MS)
-        self.errors, self.requests, self.alerts = [], [], []
+        self.errors, self.requests, self.sockets, self.alerts = [], [], [], []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("websocket", lambda socket: self.sockets.append(socket.url))
         self.page.on("dialog", self.dismiss)
 
     def dismiss(self, dialog):
@@ -192,8 +195,9 @@ def tap(root):
     canvas = root.locator(".bta-frame canvas").nth(2)
     canvas.scroll_into_view_if_needed()
     assert canvas.evaluate("e => getComputedStyle(e).touchAction") == "pan-y pinch-zoom"
+    before = chosen(root)
     canvas.tap(position={"x": 5, "y": 5})
-    until(lambda: chosen(root), "", "tap")
+    until(lambda: chosen(root), before, "tap")
     assert chosen(root) == "Row 1, column 1 of frame 3"
     assert root.get_by_role("button", name="Free the patch").count() == 1
 
@@ -344,7 +348,7 @@ def test_file(page_of):
     play(root)
     assert watched.page.title() == ATTACK and root.locator("img").count() == 0
     assert not watched.errors and not watched.alerts
-    assert len(watched.requests) == 1 and watched.requests[0].startswith("file:")
+    check_no_request(watched)
     wide = root.evaluate("e => [e.scrollWidth, e.clientWidth]")
     assert wide[0] <= wide[1]
 
@@ -403,6 +407,24 @@ def test_pictures(page_of):
         watched.page.close()
 
 
+def test_pictures_of_pieces(page_of):
+    """What stands below the cells of two lessons that place pieces."""
+    model = BTAdapter.from_pretrained("moving-shapes").eval()
+    clip = read_clip(samples_folder() / "clips/clockwise.mp4")
+    foreign = explore(maps=explore(model, clip).maps.transpose(0, 2, 3, 4, 1), clip=clip)
+    scene = {one.things[0].motion: one for one in shapes.gallery("test", 240)}["clockwise"]
+    clip, captions = shapes.render(scene), [*map(shapes.caption, (scene, shapes.opposite(scene)))]
+    own = explore(model, clip, captions, other=clip.flip(0))
+    for name, page in dict(
+        pieces=foreign.html(parts=["matrix", "strip"]),
+        own_pieces=own.html(parts=["title", "matrix", "strip", "bars", "caption"]),
+    ).items():
+        watched, root = page_of(page, width=1100)
+        watched.page.wait_for_timeout(500)
+        assert not watched.errors
+        keep_picture(root, name)
+
+
 def test_one_scale(page_of):
     """A caption that fits half as well is not as bright, whatever its relevance was before."""
     explorer = drawn()
@@ -434,27 +456,6 @@ def test_what_is_missing_stands_in_the_picture(page_of):
     until(lambda: "beyond the 4 frames" in over.inner_text(), False, "untrained frames")
     assert root.locator(".bta-lane").first.locator("[data-untrained]").count() == 2
     assert "frames 5 to 6 were never trained" in root.locator(".bta-notice").inner_text()
-
-
-def test_dark(page_of):
-    found = {}
-    for scheme in ("light", "dark"):
-        _, root = page_of(drawn().html(), color_scheme=scheme)
-        read = "e => getComputedStyle(e).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"
-        found[scheme] = max(root.evaluate(read))
-        for part in ("h2", ".bta-about", ".bta-said", ".bta-share b", ".bta-means", "select"):
-            assert root.locator(part).first.evaluate(CONTRAST) > 4.5, (scheme, part)
-    assert found["light"] > 250 and found["dark"] < 60
-
-
-def test_a_phone(page_of):
-    watched, root = page_of(drawn().html(), width=390, height=800, has_touch=True)
-    tap(root)
-    wide = watched.page.evaluate("document.documentElement.scrollWidth")
-    assert wide <= 390
-    for text in root.locator("p:visible").all():
-        box = text.bounding_box()
-        assert not text.inner_text() or box["width"] > 150, text.inner_text()
 
 
 def test_screen_readers_hear_the_keyboard_only(page_of):
@@ -497,10 +498,184 @@ def test_what_is_saved(page_of):
     assert np.allclose([float(row["looks at"]) for row in rows], wanted, atol=0.004)
 
 
-def test_small_window(page_of):
-    watched, root = page_of(drawn().html(), width=380, height=800)
-    hover(root)
-    assert watched.page.evaluate("document.documentElement.scrollWidth") <= 380
+# --- one thing of a page is broken, and the check that passes on the whole page notices it ---
+
+
+@contextmanager
+def restyled(root, rule, wrong):
+    """Another rule of the explorer's style, for a while."""
+    style = root.page.locator("#explorer > style")
+    whole = style.text_content()
+    assert whole.count(rule) == 1
+    style.evaluate("(e, text) => { e.textContent = text }", whole.replace(rule, wrong))
+    yield
+    style.evaluate("(e, text) => { e.textContent = text }", whole)
+
+
+def check_themes(root):
+    """Light in a light browser, dark in a dark one, and legible in both."""
+    found = {}
+    for scheme in ("light", "dark"):
+        root.page.emulate_media(color_scheme=scheme)
+        read = "e => getComputedStyle(e).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"
+        found[scheme] = max(root.evaluate(read))
+        for part in ("h2", ".bta-about", ".bta-said", ".bta-share b", ".bta-means", "select"):
+            assert root.locator(part).first.evaluate(CONTRAST) > 4.5, f"{scheme}: illegible {part}"
+    assert found["light"] > 250, "light: is dark"
+    assert found["dark"] < 60, "dark: is light"
+
+
+DARK = "@media (prefers-color-scheme: dark) { .bta { --ink"
+
+
+def test_dark(page_of):
+    _, root = page_of(drawn().html())
+    check_themes(root)
+    for rule, wrong, said in (
+        (DARK, "@media not all { .bta { --ink", "dark: is light"),
+        (DARK, "@media all { .bta { --ink", "light: is dark"),
+        ("#ececec", "#1b1b1b", "dark: illegible h2"),
+        ("#b4b4b4", "#5a5a5a", "dark: illegible .bta-about"),
+    ):
+        with restyled(root, rule, wrong), pytest.raises(AssertionError, match=said):
+            check_themes(root)
+
+
+def check_narrow(root):
+    """No sentence is squeezed, nothing is wider than the window, and a finger moves the page."""
+    for text in root.locator("p:visible").all():
+        box = text.bounding_box()
+        assert not text.inner_text() or box["width"] > 150, f"squeezed: {text.inner_text()}"
+    wide = root.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= root.page.viewport_size["width"], "too wide"
+    for canvas in (".bta-screen canvas", ".bta-frame canvas"):
+        touch = root.locator(canvas).first.evaluate("e => getComputedStyle(e).touchAction")
+        assert touch == "pan-y pinch-zoom", "a finger is caught"
+
+
+def test_a_phone(page_of):
+    _, root = page_of(drawn().html(), width=390, height=800, has_touch=True)
+    hover(root)  # a narrow window has a mouse
+    tap(root)
+    check_narrow(root)
+    for rule, wrong, said in (
+        ("max-width: 1180px; padding: 14px", "width: 600px; padding: 14px", "too wide"),
+        ("  .bta-stage { grid-template-columns: minmax(0, 1fr); }", "", "too wide"),
+        (".bta p { margin: 0;", ".bta p { margin: 0; max-width: 120px;", "squeezed"),
+        ("touch-action: pan-y pinch-zoom", "touch-action: none", "caught"),
+    ):
+        with restyled(root, rule, wrong), pytest.raises(AssertionError, match=said):
+            check_narrow(root)
+
+
+def check_no_request(watched):
+    """The browser has read the file, and asked for nothing else."""
+    assert len(watched.requests) == 1 and watched.requests[0].startswith("file:"), "a request"
+    assert not watched.sockets, "a socket"
+
+
+POLICY = "default-src 'none'"  # keeps a script from asking; what is in the page asks in vain
+NOBODY = "127.0.0.1:9"  # a port of this machine where no one answers
+ASKS = {
+    "img": f"new Image().src = 'http://{NOBODY}/'",
+    "link": "document.head.append(Object.assign(document.createElement('link'), "
+    f"{{ rel: 'stylesheet', href: 'http://{NOBODY}/' }}))",
+    "fetch": f"void fetch('http://{NOBODY}/').catch(() => 0)",
+    "socket": f"void new WebSocket('ws://{NOBODY}/')",
+}
+
+
+def test_a_request_is_noticed(page_of):
+    html = drawn().html()
+    assert html.count(POLICY) == 1
+    watched, _ = page_of(html.replace(POLICY, "default-src *"))
+    for name, asks in ASKS.items():
+        check_no_request(watched)
+        with watched.page.expect_event("websocket" if name == "socket" else "request"):
+            watched.page.evaluate(asks)
+        with pytest.raises(AssertionError, match="a socket" if name == "socket" else "a request"):
+            check_no_request(watched)
+        del watched.requests[1:], watched.sockets[:]
+
+
+# --- pieces ---
+
+
+def point_at(root, place):
+    """The mouse at a canvas: the sentence and the picture follow."""
+    said, canvas = root.locator(".bta-said"), root.locator(place).first
+    canvas.scroll_into_view_if_needed()
+    box, seen, before = canvas.bounding_box(), said.text_content(), pixels(root, place)
+    root.page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"], steps=3)
+    assert until(said.text_content, seen, "point").startswith("Row 1, column 4")
+    assert pixels(root, place) != before
+
+
+def step_by_keys(root, place):
+    before = pixels(root, place)
+    root.locator(".bta-stage").focus()
+    root.page.keyboard.press("ArrowLeft")
+    until(lambda: pixels(root, place), before, "keys")
+
+
+def read_title(root):
+    assert "Where each patch of a clip looks" in root.locator(".bta-head").inner_text()
+
+
+def save_whole(root):
+    """Pictures that are not placed are saved in full."""
+    assert len(Image.open(BytesIO(save(root, "PNG"))).convert("RGB").getcolors(10**6)) > 100
+
+
+SCREEN, MATRIX, STRIP = ".bta-screen canvas", ".bta-time canvas", ".bta-frame canvas"
+PIECES = {  # where it is, and what a person does with it
+    "title": ("h2", read_title),
+    "controls": ("[aria-label=Layer]", lambda root: choose(root, "Layer", 1)),
+    "player": ("button:has-text('Play'), button:has-text('Pause')", play),
+    "caption": ("[aria-label=Caption]", lambda root: type_caption(root, "to the left")),
+    "screen": (SCREEN, lambda root: point_at(root, SCREEN)),
+    "matrix": (MATRIX, lambda root: step_by_keys(root, MATRIX)),
+    "strip": (STRIP, lambda root: point_at(root, STRIP)),
+    "overview": (".bta-tile canvas", choose_tile),
+    "bars": (".bta-said-bars button", press_bar),
+    "export": ("button:has-text('Save PNG')", save_whole),
+}
+PLACED = {name: [name] for name in PIECES} | {
+    "patch through time": ["strip", "matrix"],
+    "clip player": ["player", "screen"],
+    "caption bars": ["caption", "bars"],
+}
+WIDE = ".bta-stage:has(> [hidden]:first-child) { grid-template-columns: minmax(0, 1fr); }"
+
+
+def check_placed(root, parts):
+    """These pieces are there and no others, with the words that belong to them."""
+    there = {name for name, (at, _) in PIECES.items() if root.locator(at).first.is_visible()}
+    assert there == {*parts}, "other pieces"
+    stage = bool({"screen", "matrix", "strip"} & there)
+    for words in (".bta-said", ".bta-keys", ".bta-stage"):
+        assert root.locator(words).is_visible() == stage, "other words"
+    if "strip" in there and not {"screen", "matrix"} & there:
+        wide = root.locator(".bta-strip").bounding_box()["width"]
+        assert wide > 0.9 * root.bounding_box()["width"], "a strip beside nothing"
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_pieces(page_of, name):
+    parts = PLACED[name]
+    watched, root = page_of(drawn().html(parts=parts))
+    for part in parts:
+        PIECES[part][1](root)
+    check_placed(root, parts)
+    assert not watched.errors and not watched.alerts
+    if name == "strip":
+        with restyled(root, WIDE, ""), pytest.raises(AssertionError, match="beside nothing"):
+            check_placed(root, parts)
+    hide = "(all, hidden) => all.forEach(e => { e.hidden = hidden })"
+    for places, hidden in ((PIECES[parts[0]][0], True), ("[hidden]", False)):
+        root.locator(places).evaluate_all(hide, hidden)
+        with pytest.raises(AssertionError, match="other pieces"):  # one is gone, all are there
+            check_placed(root, parts)
 
 
 ANSWERS = 'on[name].addEventListener("change", () => settle(view));'
@@ -508,6 +683,7 @@ SABOTAGE = {  # what is cut out of the script, and the step that must notice it
     "hover": ("point(view, event, canvas, frame(), lane())", hover),
     "keyboard": ("goTo(view, { [axis]", move_by_keyboard),
     "pin": ('canvas.addEventListener("click", (event) => pin', pin),
+    "tap": ('canvas.addEventListener("click", (event) => pin', tap),
     "Esc": ('event.key === "Escape" && free(view)', free),
     "layer": ('on.layer.addEventListener("change"', lambda root: choose(root, "Layer", 1)),
     "head": ('on.head.addEventListener("change"', lambda root: choose(root, "Head", 2)),
@@ -543,7 +719,7 @@ SABOTAGE = {  # what is cut out of the script, and the step that must notice it
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_every_control(page_of, name):
-    watched, root = page_of(drawn().html())
+    watched, root = page_of(drawn().html(), has_touch=True)
     SABOTAGE[name][1](root)
     assert not watched.errors and not watched.alerts
 
@@ -552,12 +728,25 @@ def test_every_control(page_of, name):
 def test_a_dead_callback_is_noticed(page_of, name, monkeypatch):
     monkeypatch.setitem(globals(), "PATIENCE_S", 1)
     alive, step = SABOTAGE[name]
-    html = drawn().html()
+    check_dead(page_of, drawn().html(), alive, step)
+
+
+def check_dead(page_of, html, alive, step):
+    """The step fails where this is cut out of the script."""
     assert html.count(alive) == 1
-    _, root = page_of(html.replace(alive, f"0 && {alive.lstrip()}"))
+    _, root = page_of(html.replace(alive, f"0 && {alive.lstrip()}"), has_touch=True)
     root.page.set_default_timeout(1000)
     with pytest.raises(Exception, match=r"nothing changed|Timeout"):
         step(root)
+
+
+@pytest.mark.parametrize(
+    ("piece", "name"), [("screen", "hover"), ("strip", "hover"), ("matrix", "keyboard")]
+)
+def test_a_dead_piece_is_noticed(page_of, piece, name, monkeypatch):
+    """The steps of the other pieces are those of the controls."""
+    monkeypatch.setitem(globals(), "PATIENCE_S", 1)
+    check_dead(page_of, drawn().html(parts=[piece]), SABOTAGE[name][0], PIECES[piece][1])
 
 
 # --- JupyterLab ---

@@ -10,7 +10,8 @@ function begin(model, el) {
   Object.assign(state, { colour: "clip", side: "at", compare: "none", opacity: 0.85, grid: false, cut: null, lane: 0 });
   const none = () => ({ caption: "", note: "", effects: null, top: 0, heat: new Uint8Array(0) });
   const view = { model, info, root, state, on: {}, answers: [none(), none()], none, film: null, playing: null };
-  view.part = (name, element) => (element.hidden = info.parts.length > 0 && !info.parts.includes(name));
+  const placed = (names) => !info.parts.length || names.split(" ").some((name) => info.parts.includes(name));
+  view.part = (names, element) => (element.hidden = !placed(names)); // there with any of these parts
   view.numbers = numbers(view);
   view.colours = bytes(model.get("colours"));
   const makers = [makeHead, makeControls, makePlayer, makeCaptions, makeInfo, makeStage, makeOverview, makeBars, makeExports];

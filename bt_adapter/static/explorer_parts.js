@@ -56,16 +56,18 @@ function makeCaptions({ info, root, on, part }) {
   if (!info.asks) bar.hidden = true;
 }
 
-function makeInfo({ root, on }) {
+function makeInfo({ root, on, part }) {
   const line = make("div", { parent: root, class: "bta-info" });
   on.note = make("p", { parent: line, class: "bta-note", role: "status" });
+  const legend = make("div", { parent: line, class: "bta-legend" });
   on.scales = [false, true].map((signed) => {
-    const box = make("div", { parent: line, class: "bta-scale", role: "img", hidden: "" });
+    const box = make("div", { parent: legend, class: "bta-scale", role: "img", hidden: "" });
     const [low, ramp, high] = ["span", "canvas", "span"].map((tag) => make(tag, { parent: box }));
     box.title = "Above as over a black picture, below as over a white one.";
     return { box, low, ramp, high, signed };
   });
   on.unit = make("p", { parent: root, class: "bta-means" });
+  for (const element of [legend, on.unit]) part("screen strip", element);
 }
 
 function makeStage({ root, on, part }) {
@@ -83,8 +85,10 @@ function makeStage({ root, on, part }) {
   on.aloud = make("p", { parent: root, class: "bta-aloud", "aria-live": "polite" });
   part("screen", on.screenBox);
   part("matrix", on.times);
+  part("screen matrix", left);
   part("strip", right);
-  make("p", { parent: root, class: "bta-keys", text: KEYS });
+  const keys = make("p", { parent: root, class: "bta-keys", text: KEYS });
+  for (const element of [on.stage, on.said, keys]) part("screen matrix strip", element);
 }
 
 function makeFrame(view, strip, lane, laneAt, i) {

@@ -37,11 +37,13 @@ const STYLE = `
 .bta :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 .bta-info { display: flex; flex-wrap: wrap; gap: 6px 18px; align-items: center; margin-bottom: 10px; }
 .bta-note { flex: 1 1 240px; min-width: min(100%, 240px); }
+.bta-legend { display: contents; }
 .bta-scale { display: flex; flex-wrap: wrap; gap: 2px 7px; align-items: center; font-size: 12px; color: var(--soft);
   font-variant-numeric: tabular-nums; }
 .bta-scale canvas { width: 130px; height: 16px; image-rendering: pixelated; border: 1px solid var(--line); }
 .bta-stage { display: grid; grid-template-columns: minmax(180px, 330px) minmax(0, 1fr); gap: 12px 18px; padding: 4px;
   border-radius: 5px; align-items: start; }
+.bta-stage:has(> [hidden]:first-child) { grid-template-columns: minmax(0, 1fr); }
 .bta-frame canvas, .bta-screen canvas { display: block; width: 100%; height: auto; border-radius: 3px;
   cursor: crosshair; touch-action: pan-y pinch-zoom; }
 .bta-screen { position: relative; }

@@ -38,9 +38,10 @@ function tick(parent, name, text = "") {
   return box;
 }
 
-// A canvas with one pixel of its own for each of the screen, so that nothing is blurred.
+// A canvas with one pixel of its own for each of the screen, so that nothing is blurred. One that is not placed has a
+// size for what is saved.
 function sharpen(canvas, ratio) {
-  const wide = Math.max(1, Math.round(canvas.clientWidth * (window.devicePixelRatio || 1)));
+  const wide = Math.max(1, Math.round((canvas.clientWidth || 220) * (window.devicePixelRatio || 1)));
   const high = Math.max(1, Math.round(wide * ratio));
   if (canvas.width !== wide || canvas.height !== high) [canvas.width, canvas.height] = [wide, high];
   return [wide, high];
