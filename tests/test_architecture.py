@@ -137,7 +137,7 @@ PLACES = {  # names of the contract, wherever the package defines them now
     "figures": "contact_sheet",
     "trainer": "MaskedPass",
     "benchmark": "read_score",
-    "timecheck": "check pipeline Report",
+    "timecheck": "check check_chat pipeline Report ChatReport",
     "moving_shapes": "Scene random_scene render caption opposite",
 }
 

@@ -1051,3 +1051,21 @@ def test_plug_is_a_function_and_a_module():
 
     assert bt_adapter.chat.plug is plug is import_module("bt_adapter.chat.plug").plug
     assert callable(bt_adapter.chat.plug)
+
+
+def test_the_time_check_asks_our_own_chat_models_as_they_are():
+    from bt_adapter.timecheck import chat_of
+
+    model, words = tiny_host("llava"), byte_tokenizer()
+    with pytest.raises(ValueError, match="knows images only"):
+        chat_of((model, words))
+    model.config.text_config.max_position_embeddings = 512
+    clips = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8)
+    with plug(model, adapter_for(model)):
+        held = VideoChat(model, words, clips[0], max_tokens=3)
+        whole, cut = chat_of((model, words)), chat_of(held)
+        assert whole.size == cut.size == 16 and whole.frames == 8
+        said = [cut.ask(clip, "What?") for clip in clips]
+        assert said == [VideoChat(model, words, c, max_tokens=3).ask("What?") for c in clips]
+        assert whole.ask(clips[1], "What?").startswith(said[1].strip())
+        assert not held.turns

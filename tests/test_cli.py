@@ -98,7 +98,7 @@ WRONG = {
     "explore file -o x.png": "ends in .html",
     "timecheck moving-shapes --pretrained x": "has weights of its own",
     "timecheck read --pipeline": "named as MODULE:FUNCTION",
-    "timecheck a:b --pipeline --size 32": "--size is for encoders",
+    "timecheck a:b --pipeline --size 32": "--size is for models",
     # an option in the wrong place
     "pretrain --model x": "no option --model: it belongs to bta-chat and bta-pretrain tune",
     "pretrain --model=x tune": "it belongs to bta-chat and bta-pretrain tune",

@@ -21,7 +21,7 @@ losses.masked_branching_cross_modal_alignment metrics.recall_at_k retrieval.reca
 maps.temporal_maps
 interventions.knock_out interventions.block interventions.patch_from
 chat.plug chat.unplug chat.VideoChat.ask chat.VideoChat.stream kernels.compile_report
-explorer.explore figures.contact_sheet timecheck.check timecheck.pipeline
+explorer.explore figures.contact_sheet timecheck.check timecheck.check_chat timecheck.pipeline
 timecheck_plugin.TimeCheck.encoder timecheck_plugin.TimeCheck.reader
 """.split()
 

@@ -188,6 +188,9 @@ judge           --json             |                   | -          |
 gallery         --scenes           |                   | 3          | {COUNT}
 gallery         --overwrite        |                   | -          |
 gallery         --wordings         |                   | -          |
+timecheck       --chat             |                   | -          |
+timecheck       --form             | --chat            | words      | song
+timecheck       --video            | --chat            | mean       | nowhere
 timecheck       --text             |                   | a:b        | x
 timecheck       --pretrained       |                   |            |
 timecheck       --frames           |                   | 8          | 1 {COUNT}
@@ -251,6 +254,12 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "pretrain --data file --strategy joint-ST --set layers=2": "has no setting layers",
     "timecheck --pipeline": "MODULE:FUNCTION",
     "timecheck a:b --pipeline --out x": "leave out --out",
+    "timecheck a:b --pipeline --chat": "leave out --chat",
+    "timecheck a:b --chat --batch 3": "asked as a chat model",
+    "timecheck a:b --chat --video mean": "leave out --video",
+    "timecheck owner/name --chat": "has no --video",
+    "timecheck nothing --chat": "There is no chat model",
+    "timecheck --chat --lmms-eval out": "--chat has no use",
     "timecheck a:b --lmms-eval out": "a name has no use beside --lmms-eval",
     "timecheck --lmms-eval out --out x": "--out has no use beside --lmms-eval",
 }

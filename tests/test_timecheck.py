@@ -281,6 +281,7 @@ def test_the_card(shipped, tmp_path):
 
 def test_a_picture_is_drawn_when_it_is_asked_for_and_the_world_when_it_is_needed():
     modules = ("degrees", "asking", "numbered", "readers", "report", "encoders")
+    modules += ("chats", "chat_report")
     code = "".join(f"import bt_adapter.timecheck.{module}\n" for module in modules)
     loaded = json.loads(python(f"{code}import sys, json; print(json.dumps([*sys.modules]))"))
     assert not WORLD.intersection(loaded)

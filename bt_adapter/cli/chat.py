@@ -100,8 +100,8 @@ def check_model(model: str, video: str | None, template: str | None):
     small = is_small(model)
     if not small and not Path(model).is_dir() and "/" not in model:
         raise ValueError(
-            f"There is no chat model {model!r}: --model takes a folder, or a name of the model hub "
-            "such as llava-hf/llava-1.5-7b-hf."
+            f"There is no chat model {model!r}: name a folder, or one of the model hub such as "
+            "llava-hf/llava-1.5-7b-hf."
         )
     if video is None and not small:
         known = ", ".join(options.POOLINGS)

@@ -219,6 +219,9 @@ def encoder_named(
         return of_clip(load_clip(name, device=device), name)
     if (folder / "config.json").is_file():
         return of_transformers_folder(name, device)
+    if (folder / "projector.safetensors").is_file():
+        told = "a chat model, which has no embedding of a clip: ask it with check_chat"
+        raise ValueError(f"{name} holds {told}.")
     if folder.is_dir():
         files = "adapter.json, open_clip_config.json or config.json"
         raise ValueError(f"{name} holds no encoder: there is no {files} in it.")

@@ -9,14 +9,13 @@ __all__ = ['TASK', 'YAML', 'FPS', 'README', 'lmms_questions', 'write_lmms_eval']
 import json
 from pathlib import Path
 
-import torch
-
 from .. import moving_shapes as world
 from ..files import write_together
 from ..folders import make_folder
 from ..progress import progress
 from . import lmms_eval_utils
 from .asking import check_whole
+from .choices import LETTER_ALONE, QUESTION, paired_choices
 from .rendered import drawn, turning_scenes
 from ..video import write_clip
 
@@ -52,7 +51,7 @@ metric_list:
 lmms_eval_specific_kwargs:
   default:
     pre_prompt: ""
-    post_prompt: "\\nAnswer with the letter alone."
+    post_prompt: {json.dumps(LETTER_ALONE)}
 metadata:
   version: 1.0
 """
@@ -63,25 +62,20 @@ def lmms_questions(
     seed: int = 0,  # draws which caption is A
 ) -> list[dict]:  # a document for each scene
     "What is asked about clips and their reversals."
-    generator = torch.Generator().manual_seed(seed)
     docs = []
-    for number in range(len(scenes) // 2):
-        both = scenes[2 * number : 2 * number + 2]
-        captions = [world.caption(scene) for scene in both]
-        turned = bool(torch.rand((), generator=generator) < 0.5)
-        options = captions[::-1] if turned else captions
-        for scene, caption, way in zip(both, captions, ("forwards", "backwards"), strict=True):
-            docs.append(
-                dict(
-                    id=f"{number:04}-{way}",
-                    pair=f"{number:04}",
-                    video=f"clips/{number:04}-{way}.mp4",
-                    question="Which caption says what happens in this clip?",
-                    options=options,
-                    answer=lmms_eval_utils.LETTERS[options.index(caption)],
-                    motion=scene.things[0].motion,
-                )
+    for i, choice in enumerate(paired_choices(zip(scenes[::2], scenes[1::2]), seed)):
+        pair, way = f"{i // 2:04}", ("forwards", "backwards")[i % 2]
+        docs.append(
+            dict(
+                id=f"{pair}-{way}",
+                pair=pair,
+                video=f"clips/{pair}-{way}.mp4",
+                question=QUESTION,
+                options=choice.captions,
+                answer=choice.answer,
+                motion=choice.scene.things[0].motion,
             )
+        )
     return docs
 
 # %% ../../nbs/workshop/timecheck/for_lmms_eval.ipynb #a6887698

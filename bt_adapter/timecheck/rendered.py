@@ -146,10 +146,13 @@ def found_by_text(asking: Asking) -> dict[str, Share]:
     )
 
 
-def two_things(seed: int = 0) -> list[world.Scene]:
+def two_things(
+    seed: int = 0,
+    groups: int | None = None,  # default: `BINDING`
+) -> list[world.Scene]:
     "Scenes of two things in groups of four: one, its opposite, and both with motions exchanged."
     rng, scenes = np.random.default_rng(seed), []
-    for i in rng.choice(len(met := world.motion_pairs("test")), BINDING):
+    for i in rng.choice(len(met := world.motion_pairs("test")), groups or BINDING):
         looks, background = world.two_looks(rng, "test"), str(rng.choice(list(BACKGROUNDS)))
         scene = world.two_things(looks, met[i], background, rng)
         other = world.opposite(scene)
