@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', 'ASPECTS', 'STUDIES', 'TALKS', 'FULL_ROWS',
-           'STRATEGIES', 'READERS', 'TIES', 'PRECISIONS', 'DEVICES', 'ACTIVATIONS', 'MOST', 'COUNT', 'ClipPaths',
-           'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device', 'ClipName',
-           'PretrainedTag', 'Activation', 'Data', 'VideoColumn', 'CaptionColumn', 'Annotation', 'FormatName',
-           'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Set', 'Strategy', 'Start', 'Seed', 'Steps', 'Epochs',
-           'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite', 'Wait', 'SaveEvery',
-           'Track', 'Plan', 'Gpu', 'OTHERS', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard', 'NewFolder',
-           'Tests', 'Wordings', 'Dialogues', 'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven', 'Limit',
-           'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside', 'Quick',
-           'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel', 'Video',
-           'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'TextFunction',
-           'RenderedSize', 'Pairs', 'Page', 'OtherClip', 'LmmsEvalFolder', 'AsReader', 'Stride', 'at_least',
-           'check_clip_path', 'check_one_clip', 'check_file', 'check_template', 'check_aspect', 'check_ties',
-           'check_precision_name', 'check_device_name', 'check_workers', 'check_activation', 'check_tuning',
-           'check_reader_name', 'check_strategy_name', 'check_adapter', 'check_video', 'check_format', 'check_out',
-           'check_kept', 'finite', 'option', 'choice']
+           'STRATEGIES', 'READERS', 'FORMS', 'TIES', 'PRECISIONS', 'DEVICES', 'ACTIVATIONS', 'MOST', 'COUNT',
+           'ClipPaths', 'ClipPath', 'AdapterPath', 'AdapterPaths', 'Out', 'PicturePath', 'Rows', 'Json', 'Device',
+           'ClipName', 'PretrainedTag', 'Activation', 'Data', 'VideoColumn', 'CaptionColumn', 'Annotation',
+           'FormatName', 'ClipFolder', 'Split', 'Frames', 'Workers', 'Reader', 'Set', 'Strategy', 'Start', 'Seed',
+           'Steps', 'Epochs', 'Batch', 'Chunk', 'Precision', 'Ema', 'Store', 'Views', 'Broken', 'Resume', 'Overwrite',
+           'Wait', 'SaveEvery', 'Track', 'Plan', 'Gpu', 'OTHERS', 'Recipe', 'Validation', 'ValidationSplit', 'PerShard',
+           'NewFolder', 'Tests', 'Wordings', 'Dialogues', 'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven',
+           'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside',
+           'Quick', 'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel',
+           'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
+           'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'AsChat', 'Form',
+           'TextFunction', 'RenderedSize', 'Pairs', 'Page', 'OtherClip', 'LmmsEvalFolder', 'AsReader', 'Stride',
+           'at_least', 'check_clip_path', 'check_one_clip', 'check_file', 'check_template', 'check_aspect',
+           'check_form', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers', 'check_activation',
+           'check_tuning', 'check_reader_name', 'check_strategy_name', 'check_adapter', 'check_video', 'check_format',
+           'check_out', 'check_kept', 'finite', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -57,6 +57,7 @@ FULL_ROWS += ("released mask order", "gates started open", "frozen CLIP")
 STRATEGIES = ("mean pooling", "ST pooling", "joint-ST", "separate-ST", "separate-ST, frozen")
 STRATEGIES += ("ST-Adapter", "STAN", "STAN, frozen", "BT-Adapter", "branch alone")
 READERS = ("pyav", "decord")
+FORMS = ("letters", "words")  # of questions to a chat model
 TIES = ("against", "released")
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -100,6 +101,12 @@ def check_aspect(name: str):
     "Raises ValueError if nothing that is judged has this name."
     if name not in ASPECTS:
         raise ValueError(f"No aspect is called {name!r}: choose from {', '.join(ASPECTS)}.")
+
+
+def check_form(name: str):
+    "Raises ValueError unless a chat model is asked so."
+    if name not in FORMS:
+        raise ValueError(f"No question has the form {name!r}: choose {' or '.join(FORMS)}.")
 
 
 def check_ties(name: str):
@@ -375,9 +382,13 @@ EncoderName = Annotated[
     str,
     typer.Argument(
         help="an encoder: 'moving-shapes', a folder of an adapter, a CLIP or a model of "
-        "transformers, a name of open_clip's or of the model hub, or MODULE:FUNCTION"
+        "transformers, a name of open_clip's or of the model hub, or MODULE:FUNCTION; a chat model"
     ),
 ]
+AsChat = Annotated[
+    bool, typer.Option("--chat", help="ask NAME as a chat model: 'moving-shapes', a folder, ...")
+]
+Form = Annotated[str, typer.Option(help=f"how a chat model is asked, {choice(FORMS)}")]
 TextFunction = option(str, "what encodes captions, as MODULE:FUNCTION")
 RenderedSize = option(int, "pixels along a side of rendered clips", "--size", min=8, max=4096)
 Pairs = Annotated[

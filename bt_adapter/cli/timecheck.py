@@ -132,7 +132,7 @@ def asked(name: str, video: str | None, form: str, given: set[str], as_json: boo
     own = {key: value for key, value in how.items() if key != "pairs" or key in given}
     return check_chat(chat_named(name, video), form=form, **own)
 
-
+# %% ../../nbs/workshop/cli/timecheck.ipynb #2e40f33f
 def tell(found, as_json: bool):
     "Show a report."
     if as_json:
@@ -167,19 +167,16 @@ def timecheck(
     as_json: options.Json = False,
 ):
     "Judge NAME on clips of Moving Shapes, of which only time tells what happens."
+    how = dict(frames=frames, size=size, pairs=pairs, seed=seed)
     if lmms_eval:
         options.check_out(lmms_eval)
-        how = dict(frames=frames, size=size, pairs=pairs, seed=seed)
-        write_task(lmms_eval, given_options(context), how)
-        return
+        return write_task(lmms_eval, given_options(context), how)
     if reader:
         check_alone(given_options(context))
-        judge_reader(name, stride, as_json)
-        return
+        return judge_reader(name, stride, as_json)
     options.at_least(2, frames=frames)
     options.at_least(1, batch=batch)
     options.check_out(out)
-    how = dict(frames=frames, size=size, pairs=pairs, seed=seed)
     if as_chat or holds_chat(name):
         found = asked(name, video, form, given_options(context), as_json, how)
     else:
@@ -188,7 +185,7 @@ def timecheck(
         found.save(out)
     tell(found, as_json)
 
-
+# %% ../../nbs/workshop/cli/timecheck.ipynb #36511993
 def main():
     "Entry point of `bta-timecheck`."
     run(app)

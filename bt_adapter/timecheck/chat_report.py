@@ -93,7 +93,7 @@ CHAT_QUESTIONS = {  # a row of the table: what is asked
     "binding": "... from one in which two things exchange their motions",
 }
 
-
+# %% ../../nbs/workshop/timecheck/chat_report.ipynb #6ff915e7
 @dataclass(frozen=True, kw_only=True)
 class ChatReport(Card):
     "What a chat model makes of time."
