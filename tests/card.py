@@ -27,7 +27,7 @@ or version gives other bits and the same figures up to noise.
 | `chat/` | what makes SmolLM2 a chat model: LoRA, projectors, tuned adapter | {chat_size} |
 | `results.csv` | retrieval on the test split | |
 | `ablations.csv` | the ablation study, five seeds a row: commands and settings are in its rows | |
-| `conversation.csv` | Tables 1 and 10 as conversations, as far as they have been asked | |
+| `conversation.csv` | Tables 1 and 10 as conversations, of one seed | |
 | `direction.csv` | which heads carry direction, five draws of clips: see below | |
 | `level2/clip/` | a small CLIP that knows two things as well | {clip2_size} |
 | `level2/adapter/` | a BT-Adapter beside that one, for 4 to 16 frames | {adapter2_size} |
