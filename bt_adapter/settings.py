@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from .branch_config import CHOICES
 from .recipes import (
     ALONE,
+    COMPILERS,
     OBJECTIVES,
     PRECISIONS,
     TOKEN_LOSSES,
@@ -199,6 +200,8 @@ OF_TRAINING = (
             "length of the half cosine, in shares of the steps"),
     Setting("precision", "precision", choice(*PRECISIONS), "number type of the branch",
             "Table 8", "what the device is fast in"),
+    Setting("compile", "compile", choice(*COMPILERS), "backend of torch.compile for the step", "",
+            "as written"),
     Setting("ema", "ema", BETWEEN, "decay of a running mean of the weights", "", "no mean"),
     Setting("objects", "objects", whole(), "Moving Shapes: training looks", "", "all 120"),
     Setting("takes", "takes", whole(), "Moving Shapes: groups of each look", "",

@@ -235,6 +235,8 @@ class Trainer:
         precision = chosen_dtype(config.precision, device)
         passes = MaskedPass(model, precision, config.token_loss, config.teacher_norm)
         self.passes = passes.to(device)
+        if config.compile:
+            self.passes.compile(backend=config.compile)
         for weight in model.branch.state_dict().values():
             broadcast(weight)  # all begin with the first process's
         self.optimizers = optimizers(model.branch, config)
@@ -367,7 +369,7 @@ def gate_means(branch: nn.Module) -> dict[str, float]:
 def run_signature(model: BTAdapter, config: PretrainConfig, data: str) -> dict[str, str]:
     "What a checkpoint must agree in with the run that continues it: not in how a step is split."
     settings = {name: json.dumps(value) for name, value in asdict(config).items()}
-    del settings["chunk"]
+    del settings["chunk"], settings["compile"]
     if not config.drop_path:  # runs that were begun before there was one go on
         del settings["drop_path"]
     return dict(backbone=model.clip.fingerprint, data=data) | settings

@@ -148,6 +148,22 @@ def test_without_a_rate_nothing_is_drawn_and_nothing_is_another():
     assert run_signature(plain.model, TINY, "noise")["drop_path"] == "0.5"
 
 
+def test_a_compiled_step_is_the_step():
+    """The same losses and weights, with DropPath, too; a run goes on in either way."""
+    small = BranchConfig(layers=1)  # a layer is traced for half a dozen seconds
+    compiled, kinds = replace(TINY, compile="eager", branch=small), []
+    for config in (compiled, replace(compiled, compile=None)):
+        kinds.append(losses(config, 2, Trainer(tiny_adapter(small), config)))
+    (found, ours), (wanted, theirs) = kinds
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+    assert found == [pytest.approx(step, rel=1e-5) for step in wanted]
+    for one, other in zip(weights(ours), weights(theirs)):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    signed = [run_signature(theirs.model, trainer.config, "data") for trainer in (ours, theirs)]
+    assert signed[0] == signed[1]
+
+
 def test_evaluation_never_leaves_anything_out():
     _, trainer = losses(TINY, 1)
     model, states = trainer.model, next(Source()(3, 3)).states.unbind(1)

@@ -37,7 +37,7 @@ OTHER |= dict(max_frames=9, convention="released", mask=0.5, weights=(1.0, 0.5, 
 OTHER |= dict(token_loss="mse", teacher_norm=False, frames=5, tokens=7, steps=3, batch=4, chunk=2)
 OTHER |= dict(rates=(ParamGroup(("gates.", "time"), 1e-3), ParamGroup(("",), 2e-5)), clip_norm=2.0)
 OTHER |= dict(weight_decay=0.2, warmup=0.3, first=0.2, delay=0.1, period=2.0, precision="fp32")
-OTHER |= dict(ema=0.9, objects=3, takes=2, seed=7, drop_path=0.2)
+OTHER |= dict(ema=0.9, objects=3, takes=2, seed=7, drop_path=0.2, compile="eager")
 
 
 @pytest.mark.parametrize("name", OTHER)
