@@ -77,7 +77,7 @@ class DataStudy:
     def settings(self) -> dict[str, str]:
         "What lines must share to be of one study and seed, as it stands in the file."
         clips = [(e.id, e.path, e.span, e.captions) for e in (*self.examples, *self.held)]
-        recipe = json.dumps(asdict(replace(self.config, seed=0)))
+        recipe = _written(replace(self.config, seed=0))
         told = {"seed": self.config.seed, "fingerprint": self.clip.fingerprint}
         told |= {"data": _short(repr(clips)), "recipe": _short(recipe)}
         return {name: str(value) for name, value in told.items()}
@@ -88,10 +88,16 @@ class DataStudy:
 
     def folder(self, row: Row) -> Path:
         "Where a row's run is."
-        recipe = json.dumps(asdict(recipe_of(self.config, row)))
+        recipe = _written(recipe_of(self.config, row))
         told = "".join(c if c.isalnum() else "-" for c in row.strategy)
         same = self.settings
         return self.runs / f"{told}-{_short(recipe + same['data'] + same['fingerprint'])}"
+
+
+def _written(config):
+    told = asdict(config)
+    del told["compile"]  # it changes no result
+    return json.dumps(told)
 
 
 def _short(text):

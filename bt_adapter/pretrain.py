@@ -31,7 +31,7 @@ from .progress import chunks, progress
 from .recipes import PAPER, PRESETS, QUICK, RELEASED, PretrainConfig, choose_recipe  # noqa: F401
 from .runs import stored_state
 from .stamps import file_stamp
-from .starts import model_from, recipe_from, told_of
+from .starts import check_start, model_from, recipe_from, told_of
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .strategy_files import (
     build_strategy,
@@ -411,14 +411,9 @@ def _begun(run, strategy, clip, config, start):
     torch.manual_seed(config.seed)
     clip = clip.to(run.accelerator.device)
     if start is None:
-        return build_strategy(strategy, clip, config.branch, checkpointing=True), config
-    if strategy != strategy_of(start):
-        raise ValueError(f"what the training starts from is {strategy_of(start)}, not {strategy}")
-    if start.clip.fingerprint != clip.fingerprint:
-        raise ValueError(
-            f"what the training starts from stands beside {start.clip.name}, and not beside this "
-            f"{clip.name}: give its own `clip`"
-        )
+        made = build_strategy(strategy or "BT-Adapter", clip, config.branch, checkpointing=True)
+        return made, config
+    check_start(start, strategy or strategy_of(start), clip)
     return model_from(start, clip, checkpointing=True), recipe_from(start, config)
 
 # %% ../nbs/workshop/pretrain.ipynb #20f0cde7
@@ -461,8 +456,8 @@ def pretrain_clips(
     overwrite: bool = False,  # replace a finished adapter, or begin one anew
     wait: float = WAIT,  # minutes that processes wait for each other
     about: dict | None = None,  # what else the card says of the recipe
-    strategy: str = "BT-Adapter",  # a name of `strategy_files.NAMES`
-    start: torch.nn.Module | None = None,  # its weights go on, and its strategy and branch
+    strategy: str | None = None,  # of `strategy_files.NAMES`; None: the start's, or BT-Adapter
+    start: torch.nn.Module | None = None,  # as of `load_start`: its weights and its branch go on
     stored: int | None = None,  # states of a clip in the store; None: as many as are read
     track: str | None = None,  # a tracker, as for `Run`
 ):  # a Report of the clips that could not be read, which is in broken.csv, too
@@ -479,8 +474,9 @@ def pretrain_clips(
         how = views, workers, broken, reader, stored
         report = _of_all(_learn(run, model, examples, config, store, how, same), run)
         if run.main:
-            told = dict(strategy=strategy, clips=clips, tried=report.tried, failed=report.failed)
-            run.finish(model, config, same, **told, **(about or {}), validation=judge(model))
+            told = dict(clips=clips, tried=report.tried, failed=report.failed) | (about or {})
+            told["strategy"] = strategy_of(model)
+            run.finish(model, config, same, **told, validation=judge(model))
         return report
 
 # %% ../nbs/workshop/pretrain.ipynb #0670b52c

@@ -47,7 +47,7 @@ from .runs import (
 )
 from .small_clip import CLIP_FILES, STEPS, ClipTraining, opposite_cosines, static_recall
 from .spent import COST
-from .starts import check_places, model_from, recipe_from, told_of
+from .starts import check_places, check_start, model_from, recipe_from, told_of
 from .store import FeatureStore, Key, put_states, read_states, warn_of_changes
 from .trainer import Batch, PretrainConfig, ProcessInfo, Run, run_signature
 from .twins import TWINS, twin_cosines, twin_scores, two_things_group
@@ -127,9 +127,8 @@ class SceneBatches:
     "Endless batches of whole groups; every group comes once before any comes again."
 
     data, takes = "moving shapes", 2  # groups of each look
-    stored = most = (
-        None  # frames of a clip in the store, and at most in a batch; None: the recipe's
-    )
+    stored = None  # frames of a clip in the store; None: as in a batch
+    most = None  # frames of a clip in a batch; None: as the recipe says
     draw = staticmethod(training_scenes)
 
     def __init__(
@@ -302,7 +301,9 @@ def pretrain_moving_shapes(
     groups = kind.draw(np.random.default_rng(config.seed), config.objects, config.takes)
     in_batch = check_groups(config.batch, len(groups))
     config = replace(config, steps=config.steps or len(groups) // in_batch)
-    config = recipe_from(start, config) if start else config
+    if start:
+        check_start(start, "BT-Adapter", clip)
+        config = recipe_from(start, config)
     check_places(config.branch, kind.most or config.frames)
     last, frames = config.branch.states, kind.stored or config.frames
     with Run(out, resume, save_every, overwrite=overwrite, wait=wait, track=track) as run:

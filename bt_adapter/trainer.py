@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'Batch', 'ProcessInfo', 'MaskedPass', 'contrast', 'gather_with_grad', 'average_gradients', 'chunk_losses',
-           'backward_in_chunks', 'optimizers', 'Trainer', 'train', 'gate_means', 'run_signature', 'Run', 'ParamGroup',
-           'PretrainConfig']
+           'backward_in_chunks', 'optimizers', 'compiling', 'Trainer', 'train', 'gate_means', 'run_signature', 'Run',
+           'ParamGroup', 'PretrainConfig']
 
 # %% ../nbs/workshop/trainer.ipynb #98fe07d2
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .branch import BTAdapter
 from .drop_path import Paths, draw_paths, dropping
-from .files import read_json
+from .files import first_line, read_json
 from .fitting import check_optimizer, descend, raise_for_clips, run_steps
 from .folders import ADAPTER, CARD, check_place, holding, make_folder
 from .losses import masked_branching_cross_modal_alignment, video_text_contrastive
@@ -220,6 +220,24 @@ def optimizers(branch: nn.Module, config: PretrainConfig) -> list[torch.optim.Op
         made.append(torch.optim.AdamW(groups["adamw"], betas=(0.9, 0.98), weight_decay=decay))
     return made
 
+# %% ../nbs/workshop/trainer.ipynb #afccc179
+@contextmanager
+def compiling(backend: str | None) -> Iterator[None]:
+    "Raises ValueError where `torch.compile` cannot, such as on a machine without a compiler."
+    if backend is None:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        why = first_line(getattr(error, "inner_exception", error)).rstrip(".")
+        raise ValueError(
+            f"torch.compile cannot compile this step here: {why}. Leave the setting "
+            f"compile={backend} out"
+        ) from error
+
 # %% ../nbs/workshop/trainer.ipynb #05f5d441
 class Trainer:
     "What training changes, and one step of it."
@@ -299,16 +317,17 @@ class Trainer:
     def update(self, batch: Batch) -> dict[str, float]:
         "One step; returns the losses, unweighted, and what else is worth a curve."
         keep, paths = self.hidden(batch)
-        losses = backward_in_chunks(
-            self.passes,
-            batch,
-            keep=keep,
-            paths=paths,
-            config=self.config,
-            accelerator=self.accelerator,
-            check=lambda losses, video: self.check(batch.names, losses, video),
-            scale=self.scaler.scale,
-        )
+        with compiling(self.config.compile):
+            losses = backward_in_chunks(
+                self.passes,
+                batch,
+                keep=keep,
+                paths=paths,
+                config=self.config,
+                accelerator=self.accelerator,
+                check=lambda losses, video: self.check(batch.names, losses, video),
+                scale=self.scaler.scale,
+            )
         rate = self.config.schedule(self.step, self.config.steps)
         norm = descend(
             [*self.model.branch.parameters()],

@@ -151,17 +151,33 @@ def test_without_a_rate_nothing_is_drawn_and_nothing_is_another():
 def test_a_compiled_step_is_the_step():
     """The same losses and weights, with DropPath, too; a run goes on in either way."""
     small = BranchConfig(layers=1)  # a layer is traced for half a dozen seconds
+    torch._dynamo.utils.counters.clear()
     compiled, kinds = replace(TINY, compile="eager", branch=small), []
     for config in (compiled, replace(compiled, compile=None)):
         kinds.append(losses(config, 2, Trainer(tiny_adapter(small), config)))
     (found, ours), (wanted, theirs) = kinds
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    torch._dynamo.reset()
     assert found == [pytest.approx(step, rel=1e-5) for step in wanted]
     for one, other in zip(weights(ours), weights(theirs)):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     signed = [run_signature(theirs.model, trainer.config, "data") for trainer in (ours, theirs)]
     assert signed[0] == signed[1]
+
+
+def test_where_nothing_can_be_compiled_it_is_one_sentence(monkeypatch):
+    """As on a machine without a compiler."""
+
+    def broken(*_, **__):
+        raise RuntimeError("no compiler is found")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
+    torch._dynamo.reset()
+    config = replace(TINY, compile="inductor", branch=BranchConfig(layers=1))
+    with pytest.raises(
+        ValueError, match=r"compile this step here: .*no compiler.*compile=inductor"
+    ):
+        losses(config, 1, Trainer(tiny_adapter(config.branch), config))
+    torch._dynamo.reset()
 
 
 def test_evaluation_never_leaves_anything_out():

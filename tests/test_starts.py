@@ -2,10 +2,14 @@
 
 import json
 import sys
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
+from test_released import weights
 from test_strategy_files import TWO, examples, shown, small, table
 from tiny import shake, tiny_clip
 from tiny_runs import problems
@@ -55,13 +59,14 @@ def test_each_strategy_goes_on(name, tmp_path):
         one, other = (m.eval().encode_video(shown(small())) for m in (model, start))
     assert all(torch.equal(getattr(one, field), getattr(other, field)) for field in one._fields)
     config, out = for_strategy(TWO, name), tmp_path / "after"
-    pretrain_clips(out, small(), list(examples()), config, strategy=name, start=start)
+    pretrain_clips(out, small(), list(examples()), config, start=start)
     after = load_strategy(out, small())
     assert strategy_of(after) == name and same_weights(model, start)
     assert is_trained(start) != same_weights(after, start)
     card = json.loads((out / "training.json").read_text())
     assert card["strategy"] == name and card["run"]["start"] == told_of(start)["start"]
     assert card["settings"]["branch"]["layers"] == config_of(start).layers
+    assert card["settings"]["branch"]["max_frames"] == BranchConfig.max_frames
 
 
 def on_shapes(out, start, **how):
@@ -100,26 +105,48 @@ def test_on_moving_shapes_and_resumed(tmp_path, monkeypatch):
     assert max(far) < 0.5  # two steps from what was learned, and nowhere near a fresh branch
 
 
+@cache
+def quick():
+    """The small CLIP with the activation of OpenAI's, beside which the authors' branches belong."""
+    clip = deepcopy(small())
+    for block in clip.blocks:
+        block.mlp.gelu = QuickGELU()
+    return clip
+
+
 @pytest.mark.parametrize("align", [True, False])
 def test_a_checkpoint_of_the_authors_goes_on(align, tmp_path):
-    """With the gates that it has; a W' that it lacks begins at random."""
-    clip = tiny_clip(quick_gelu=True)
-    clip.tokenizer = small().tokenizer  # its words are its own
+    """With the gates that it has; a W' that it lacks begins at random. Trained, saved, loaded."""
     torch.manual_seed(1)
-    config = BranchConfig(layers=1, convention="released", align=align)
-    theirs = BTAdapter(clip, config)
+    config = BranchConfig(layers=2, convention="released", align=align)
+    theirs = BTAdapter(quick(), config)
     shake(theirs.branch)
     save_released(theirs, tmp_path / "theirs.pth", clip=False)
-    start = load_start(tmp_path / "theirs.pth", clip)
+    start = load_start(tmp_path / "theirs.pth", quick())
     model = model_from(start)
     own = theirs.branch.state_dict()
     assert all(torch.equal(model.branch.state_dict()[name], own[name]) for name in own)
-    assert (
-        model.config == replace(config, align=True, final="weighted")
-        and start.config.align == align
-    )
+    assert model.config == replace(config, align=True, final="weighted")
+    assert start.config.align == align
     gates = {gate.combination for gate in model.branch.gates}
     assert gates == {"weighted"} and strategy_at(tmp_path / "theirs.pth") == "BT-Adapter"
+    pretrain_clips(tmp_path / "after", quick(), list(examples()), TWO, start=start)
+    after = load_strategy(tmp_path / "after", quick())
+    assert after.config == model.config and not same_weights(after, model)
+    card = json.loads((tmp_path / "after/training.json").read_text())
+    assert card["run"]["start"] == told_of(start)["start"]
+
+
+def test_the_recorded_checkpoints_can_be_gone_on_with():
+    """Those with a CLIP of their own, one of OpenAI's kind and one of EVA's, bit for bit."""
+    for name in ("official", "eva"):
+        theirs = load_released(weights(name), heads=4, gated=None)
+        model = model_from(theirs)
+        own = theirs.branch.state_dict()
+        assert all(torch.equal(model.branch.state_dict()[n], own[n]) for n in own), name
+        assert model.config.convention == "released" and model.clip is theirs.clip
+        with pytest.raises(ValueError, match="has no name by which it could be loaded again"):
+            command.check_known(theirs.clip)
 
 
 @pytest.mark.parametrize(("gone", "kept"), [("balance1", "middle"), ("balance2", "output")])
@@ -151,7 +178,8 @@ def test_the_command_goes_on(tmp_path, monkeypatch, capsys):
     line = ["--data", "train.csv", "--steps", 1, "--set", "frames=2"]
     kind = ["--clip", "moving-shapes", "--strategy", "STAN", "--set", "layers=2"]
     assert run(monkeypatch, *line, *kind, "--out", "first") == 0
-    assert run(monkeypatch, *line, "--start", "first", "--out", "second") == 0
+    again = ["--start", "first", "--clip", "moving-shapes", "--out", "second"]
+    assert run(monkeypatch, *line, *again) == 0
     told = capsys.readouterr().out
     assert "goes on from first: STAN beside moving-shapes" in told
     card = json.loads((tmp_path / "second/training.json").read_text())
@@ -171,6 +199,11 @@ WRONG = {
     "--start stan": "stan is STAN, and Moving Shapes trains BT-Adapter: add --data",
     "--start moving-shapes --clip moving-shapes-2": "is another CLIP",
     "--start moving-shapes --data train.csv --strategy STAN": "leave --strategy out",
+    "--start stan --data train.csv --strategy BT-Adapter": "leave --strategy out",
+    "--start moving-shapes --data train.csv": "the CLIP of Moving Shapes has seen nothing of real",
+    "--start stan/adapter.safetensors --data train.csv": "is a part of an adapter: name its folder",
+    "--start ./stam --data train.csv": "./stam is no adapter folder",
+    "--start short --level 2": "clips of 16 frames do not fit into a branch with places for 8",
     "--start notes.pth --data train.csv": "notes.pth",
     "--set max_frames=8 --level 2": "clips of 16 frames do not fit into a branch with places for 8",
 }
@@ -182,16 +215,20 @@ def test_what_cannot_go_on_is_told(line, tmp_path, monkeypatch, capsys):
     table(tmp_path / "train.csv", examples())
     (tmp_path / "notes.pth").write_text("no weights")
     clip = load_start("moving-shapes").clip
-    save_strategy(build_strategy("STAN", clip, BranchConfig(layers=1)), tmp_path / "stan")
+    for name, kind in (("stan", "STAN"), ("short", "BT-Adapter")):
+        config = BranchConfig(layers=1, max_frames=8)
+        save_strategy(build_strategy(kind, clip, config), tmp_path / name)
     assert run(monkeypatch, *line.split(), "--steps", 1, "--out", "out") == 2
     assert WRONG[line] in problems(capsys.readouterr().err)
     assert not (tmp_path / "out/adapter.json").exists()
 
 
 def test_a_start_of_another_kind_or_beside_another_clip_is_refused(tmp_path):
-    start = learned("STAN")
+    start, other = learned("STAN"), tiny_clip()
+    for strategy in ("BT-Adapter", "joint-ST"):
+        with pytest.raises(ValueError, match=f"starts from is STAN, not {strategy}"):
+            pretrain_clips(tmp_path, small(), list(examples()), TWO, strategy=strategy, start=start)
     with pytest.raises(ValueError, match="starts from is STAN, not BT-Adapter"):
-        pretrain_clips(tmp_path, small(), list(examples()), TWO, start=start)
-    other = tiny_clip()
+        scenes.pretrain_moving_shapes(tmp_path, small(), ON_SHAPES, start=start)
     with pytest.raises(ValueError, match="give its own `clip`"):
-        pretrain_clips(tmp_path, other, list(examples()), TWO, strategy="STAN", start=start)
+        pretrain_clips(tmp_path, other, list(examples()), TWO, start=start)

@@ -200,19 +200,57 @@ def test_the_commands_train_and_judge_a_strategy(tmp_path, monkeypatch, capsys):
     card = json.loads((tmp_path / "out/training.json").read_text())
     assert card["strategy"] == "ST-Adapter" and card["set"] == {"layers": "2", "frames": "2"}
     assert card["preset"] == "released" and card["settings"]["branch"]["layers"] == 2
-    assert (
-        run(monkeypatch, evaluate, "out", "--data", "train.csv", "--frames", 2, "--csv", "r.csv")
-        == 0
-    )
+    both = ["out", "moving-shapes", "--data", "train.csv", "--frames", 2, "--csv", "r.csv"]
+    assert run(monkeypatch, evaluate, *both) == 0
     assert [row["method"] for row in read_csv(tmp_path / "r.csv")] == [
         "frozen CLIP",
         "ST-Adapter",
         "ST-Adapter, shuffled",
+        "BT-Adapter",
+        "BT-Adapter, shuffled",
     ]
     capsys.readouterr()
     again = [word if word != "layers=2" else "layers=3" for word in line]
     assert run(monkeypatch, pretrain, *again, "--resume") == 2
     assert "another run" in problems(capsys.readouterr().err)
+
+
+def test_too_little_memory_names_half_of_what_was_tried(tmp_path, monkeypatch, capsys):
+    from bt_adapter.cli import pretrain
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(library, "pretrain_clips", full)
+    table(tmp_path / "train.csv", examples())
+    line = ["--data", "train.csv", "--clip", "moving-shapes", "--steps", 1, "--batch", 12]
+    for more, half in (([], 6), (["--chunk", 9], 4)):
+        assert run(monkeypatch, pretrain, *line, *more) == 2
+        assert f"at once: give --chunk {half}, which" in problems(capsys.readouterr().err)
+
+
+def test_a_disk_that_fills_with_states_is_one_sentence_and_the_run_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    import resource
+
+    from bt_adapter.cli import pretrain
+
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "train.csv", examples())
+    line = ["--data", "train.csv", "--clip", "moving-shapes", "--steps", 1, "--out", "out"]
+    line += ["--store", "states", "--resume"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # bytes: less than a clip's
+    try:
+        assert run(monkeypatch, pretrain, *line) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot be written: File too large" in problems(capsys.readouterr().err)
+    assert not list(tmp_path.rglob("*.part")) and not (tmp_path / "out/adapter.json").exists()
+    assert run(monkeypatch, pretrain, *line) == 0
+    assert (tmp_path / "out/adapter.json").is_file()
 
 
 ONE_OF_EACH = {

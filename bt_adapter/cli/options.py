@@ -261,9 +261,9 @@ Set = option(
     "a parameter of the request, such as seed=1 (NAME= leaves it out)",
     "--set",
 )
-Strategy = Annotated[
-    str, typer.Option(help=f"how CLIP becomes a video encoder: {'; '.join(STRATEGIES)}")
-]
+Strategy = option(
+    str, f"how CLIP becomes a video encoder: {'; '.join(STRATEGIES)}; default: BT-Adapter"
+)
 
 # %% ../../nbs/workshop/cli/options.ipynb #5e7a0050
 Start = option(

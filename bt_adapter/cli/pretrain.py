@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'BEGUN', 'UNNAMED', 'tell', 'show_settings', 'instead', 'begin', 'tell_settings', 'adapter', 'carry_out',
            'tell_if_anew', 'train_on_shapes', 'check_clip_weights', 'examples_of', 'clips_there', 'held_out',
-           'type_beside', 'clip_for_device', 'read_start', 'clip_and_start', 'train_on_clips', 'clips_planned',
-           'tell_plan', 'shards', 'small_clip', 'instruct', 'Tuning', 'tune', 'main']
+           'type_beside', 'clip_for_device', 'check_known', 'read_start', 'clip_and_start', 'train_on_clips',
+           'clips_planned', 'tell_plan', 'shards', 'small_clip', 'instruct', 'Tuning', 'tune', 'main']
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #8f63c028
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 from . import console, options
 from .console import command, loading, note, run, show
 from .pretraining import Pretraining, check_given
-from ..evaluation import check_columns, check_level, is_saved_dataset
+from ..evaluation import TOY_ONLY, check_columns, check_level, is_saved_dataset
 from ..recipes import choose_recipe
 from ..settings import MASKED, settings_help, told_changes
 from ..shipped import SHIPPED
@@ -80,7 +80,7 @@ def adapter(
     pretrained: options.PretrainedTag = None,
     activation: options.Activation = None,
     level: options.Level = 1,
-    strategy: options.Strategy = "BT-Adapter",
+    strategy: options.Strategy = None,
     start: options.Start = None,
     setting: options.Set = None,
     steps: options.Steps = None,
@@ -224,6 +224,15 @@ def clip_for_device(name: str, beside: bool = True, **own):
     return load_clip(name, **own, precision=short[type_beside(beside)])
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #e1c53260
+def check_known(clip):  # of a file of the authors
+    "Raises ValueError for a CLIP that could not be loaded again beside the adapter."
+    if clip.pretrained is None:
+        raise ValueError(
+            f"{clip.name} has no name by which it could be loaded again: go on in Python, with "
+            "pretrain_clips(start=...), and keep the file for its CLIP"
+        )
+
+
 def read_start(asked: Pretraining, clip=None):
     "What the training goes on from, beside this CLIP or its own; None if it begins anew."
     if not asked.start:
@@ -231,6 +240,8 @@ def read_start(asked: Pretraining, clip=None):
     from ..starts import load_start
 
     start = load_start(asked.start, clip)
+    if clip is None and Path(asked.start).is_file():
+        check_known(start.clip)
     tell(f"the training goes on from {asked.start}: {asked.trained} beside {start.clip.name}")
     return start
 
@@ -241,6 +252,8 @@ def clip_and_start(asked: Pretraining):
     own |= dict(activation=asked.activation)
     clip = clip_for_device(asked.clip, beside, **own) if asked.clip else None
     start = read_start(asked, clip)
+    if clip is None and start.clip.name in SHIPPED:
+        raise ValueError(TOY_ONLY)
     return clip or start.clip.to(dtype=type_beside(beside)), start
 
 # %% ../../nbs/workshop/cli/pretrain.ipynb #4307c6b7
@@ -276,9 +289,10 @@ def train_on_clips(asked: Pretraining):
     try:
         report = pretrain_clips(asked.out, clip, examples, config, **kept, judge=judge, tell=tell)
     except torch.OutOfMemoryError:
+        part = max(1, (config.chunk or config.batch) // 2)
         raise ValueError(
-            "the memory of the device is too small for this batch at once: add --chunk 8, which "
-            "gives the same gradients in parts"
+            "the memory of the device is too small for so many clips at once: give --chunk "
+            f"{part}, which gives the same gradients in parts"
         ) from None
     if report and report.failed:
         tell(f"{len(report.broken)} clips could not be read: they are in {asked.out}/broken.csv")
@@ -305,9 +319,9 @@ def tell_plan(asked: Pretraining):
     names = [asked.clip, *memory_plan.NAMED] if asked.clip else memory_plan.NAMED
     stores = (True,) if asked.store else (False, True)
     rows, reasons = memory_plan.plan(
-        names, asked.config, device, asked.strategy, stores=stores, clips=through, new=new
+        names, asked.config, device, asked.trained, stores=stores, clips=through, new=new
     )
-    show({f"{asked.strategy} on {device.name}, {through} clips": rows})
+    show({f"{asked.trained} on {device.name}, {through} clips": rows})
     tell(memory_plan.assumptions(device))
     for reason in reasons:
         note(reason)

@@ -9,6 +9,7 @@ __all__ = ['OF_DATA', 'NEEDS', 'NOT_PLANNED', 'MOST_FRAMES', 'check_recipe', 'ch
 # %% ../../nbs/workshop/cli/pretraining.ipynb #a578f009
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 from . import options
@@ -73,18 +74,17 @@ def strategy_of_start(name: str) -> str:
     return strategy_at(name)
 
 
-def check_start(name: str | None, strategy: str, values: dict, data: Path | None):
+def check_start(name: str | None, strategy: str | None, values: dict):
     "Raises ValueError for a start that is not there, and for what it says itself."
     if not name:
         return
-    if not Path(name).is_file() and "/" not in name:  # or it may be one of the hub
+    of_hub = name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
+    if not of_hub and not Path(name).is_file():
         options.check_adapter(name)
     own = [n for n in values if SETTINGS[n].field.startswith("branch.")]
-    if own or strategy != "BT-Adapter":
+    if own or strategy:
         what = f"--set {own[0]}" if own else "--strategy"
         raise ValueError(f"what --start names says it itself: leave {what} out")
-    if not data and (found := strategy_of_start(name)) != "BT-Adapter":
-        raise ValueError(f"{name} is {found}, and Moving Shapes trains BT-Adapter: add --data")
 
 # %% ../../nbs/workshop/cli/pretraining.ipynb #36a7cf19
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Pretraining:
     pretrained: str | None = None  # open_clip's tag of its weights
     activation: str | None = None  # "gelu" or "quickgelu", where name and weights do not say
     level: int = 1  # of Moving Shapes; 2: both levels
-    strategy: str = "BT-Adapter"  # that is trained; with `start` the one that it is
+    strategy: str | None = None  # that is trained; None: BT-Adapter, or what `start` names
     start: str | None = None  # a name, a folder or a file whose weights go on
     setting: Sequence[str] = ()  # NAME=VALUE, of the recipe
     steps: int | None = None  # this and the next five: None is as in the preset
@@ -151,17 +151,23 @@ class Pretraining:
         check_data(self.values, self.plan or self.data is not None, self.level)
         if self.gpu is not None:
             find_device(self.gpu)
-        options.check_strategy_name(self.strategy)
-        check_start(self.start, self.strategy, self.values, self.data)
+        if self.strategy:
+            options.check_strategy_name(self.strategy)
+        check_start(self.start, self.strategy, self.values)
+        if self.start and not self.data and self.trained != "BT-Adapter":
+            told = f"{self.start} is {self.trained[:40]}"
+            raise ValueError(f"{told}, and Moving Shapes trains BT-Adapter: add --data")
         check_strategy(self.values, self.trained)
         _ = self.config  # refuses what cannot be
+        if self.plan and self.config.compile:
+            raise ValueError("--plan counts a step as it is written: leave the setting compile out")
         if self.data and not (self.clip or self.plan or self.start):
             raise ValueError(TOY_ONLY)
 
-    @property
+    @cached_property
     def trained(self) -> str:
         "The strategy that is trained: the one that is named, or that of the start."
-        return strategy_of_start(self.start) if self.start else self.strategy
+        return strategy_of_start(self.start) if self.start else self.strategy or "BT-Adapter"
 
     @property
     def recipe(self) -> str:

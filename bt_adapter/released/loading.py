@@ -329,7 +329,7 @@ def report(model: BTAdapter, layout: Layout) -> str:
 def released_adapter(
     path: Path,  # of a checkpoint that the authors released, or one of that format
     heads: int | None = None,  # as for `load_released`, and the rest too
-    gated: bool | None = True,
+    gated: bool | str | None = True,
     clip: FrozenCLIP | None = None,
 ) -> BTAdapter:
     "An adapter with released weights and words. Raises ValueError that names the file."

@@ -57,7 +57,8 @@ def measured(name: str, args: argparse.Namespace) -> dict:
     compiling = seconds_of(compiled, batch)
     turns = [(seconds_of(plain, batch), seconds_of(compiled, batch)) for _ in range(args.steps)]
     before, after = (statistics.median(column) for column in zip(*turns))
-    pays = f"{(compiling - after) / (before - after):.0f}" if before > after else "never"
+    lost = compiling + sum(step for _, step in turns) - (args.steps + 1) * after  # also later on
+    pays = f"{lost / (before - after):.0f}" if before > after else "never"
     same = today(), processor(), torch.__version__, command_line("compiled_step.py"), name
     found = f"{before:.3f}", f"{after:.3f}", f"{before / after:.2f}", f"{compiling:.0f}", pays
     return dict(zip(COLUMNS, (*same, args.batch, config.frames, *found)))
