@@ -87,6 +87,9 @@ class Pixels:
     def __len__(self):
         return self.config.steps
 
+    def go_to(self, step):
+        "There is no order to keep."
+
     def __iter__(self):
         shape = self.config.batch, self.config.frames, 3, *self.clip.image_size
         tokens = torch.ones(self.config.batch, self.clip.model.context_length, dtype=torch.long)
