@@ -3715,6 +3715,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'bt_adapter/score_figures.py'),
                                           'bt_adapter.score_figures.ranking': ( 'workshop/score_figures.html#ranking',
                                                                                 'bt_adapter/score_figures.py'),
+                                          'bt_adapter.score_figures.student': ( 'workshop/score_figures.html#student',
+                                                                                'bt_adapter/score_figures.py'),
                                           'bt_adapter.score_figures.without_shared_end': ( 'workshop/score_figures.html#without_shared_end',
                                                                                            'bt_adapter/score_figures.py')},
             'bt_adapter.seeing_direction': { 'bt_adapter.seeing_direction.chosen_set': ( 'workshop/seeing_direction.html#chosen_set',
