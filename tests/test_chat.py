@@ -1065,6 +1065,10 @@ def test_the_time_check_asks_our_own_chat_models_as_they_are():
         held = VideoChat(model, words, clips[0], max_tokens=3)
         whole, cut = chat_of((model, words)), chat_of(held)
         assert whole.size == cut.size == 16 and whole.frames == 8
+        assert whole.form == cut.form == "letters"
+        model.usual_template = "smollm2"  # as `bta-pretrain instruct` leaves it
+        assert chat_of((model, words)).form == chat_of(held).form == "words"
+        del model.usual_template
         said = [cut.ask(clip, "What?") for clip in clips]
         assert said == [VideoChat(model, words, c, max_tokens=3).ask("What?") for c in clips]
         assert whole.ask(clips[1], "What?").startswith(said[1].strip())

@@ -255,6 +255,8 @@ TOGETHER = {  # what does not fit together, and the word that says so
     "timecheck --pipeline": "MODULE:FUNCTION",
     "timecheck a:b --pipeline --out x": "leave out --out",
     "timecheck a:b --pipeline --chat": "leave out --chat",
+    "timecheck a:b --pipeline --form words": "leave out --form",
+    "timecheck --form words --lmms-eval out": "--form has no use",
     "timecheck a:b --chat --batch 3": "asked as a chat model",
     "timecheck a:b --chat --video mean": "leave out --video",
     "timecheck owner/name --chat": "has no --video",

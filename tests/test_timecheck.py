@@ -329,6 +329,7 @@ def test_a_healthy_reader_is_not_accused(name, clips):
 def test_a_fault_is_named(name, clips):
     assert len(FAULTS) == 8 and len(HEALTHY) >= 20
     for some in clips:
+        assert len(FAULTS[name]) >= 2
         for variant in FAULTS[name]:
             read, how = variant()
             found = timecheck.pipeline(read, clips=some, **how)

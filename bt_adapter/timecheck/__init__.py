@@ -72,7 +72,7 @@ def check(
 def check_chat(
     answer: object,  # (uint8 (t, h, w, 3), question) -> text, or a chat model: see below
     *,
-    form: str = "letters",  # two captions to choose from, or "words": what does it do?
+    form: str | None = None,  # "letters", two captions to choose from, or "words"; default: below
     frames: int | None = None,  # of each clip; default: 8
     size: int | None = None,  # pixels along a side; default: as the model wants, or 64
     name: str | None = None,  # for the report
@@ -82,8 +82,10 @@ def check_chat(
     """Judge whether a chat model sees time, by 48 questions or more for each of `pairs`.
 
     Known kinds of models: what `load_chat` gives, a `VideoChat`, a folder or a name of these,
-    "module:function", and objects with `answer`. In words only models can be judged that say what
-    happens as the captions of Moving Shapes do.
+    "module:function", and objects with `answer`. A published host needs something that sees clips
+    beside it: give `chat_named(name, video)`. In words, which ask what a thing does, only models
+    can be judged that say what happens as the captions of Moving Shapes do. Models that
+    `bta-pretrain instruct` made are asked so by default, all others in letters.
 
     Raises:
         ValueError: what is no chat model, fails, or replies with anything but text; and settings
@@ -91,10 +93,10 @@ def check_chat(
     Source:
         Not in the paper; its section 4 judges conversations by benchmarks of natural videos.
     """
-    from .answers import FORMS, examine_chat
+    from .answers import examine_chat, form_named
 
     for what, given in dict(pairs=(pairs, 4, 48), seed=(seed, 0, 2**63 - 1)).items():
         check_whole(what, *given)
-    if form not in FORMS:
-        raise ValueError(f"form must be {' or '.join(map(repr, FORMS))}, not {form!r}.")
+    if form is not None:
+        form_named(form)  # before a model is loaded
     return examine_chat(chat_of(answer, frames, size, name), pairs, form, seed)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..progress import progress
 from .chat_report import CHAT_QUESTIONS, ChatReport
 from .chats import Chat
-from .choices import FORMS, LETTERS, Choice, questions
+from .choices import LETTERS, Choice, form_named, questions
 from .degrees import Share, one_frame
 from .rendered import drawn, spread
 
@@ -25,7 +25,7 @@ class Replies:
     "What a chat model says to some questions."
 
     def __init__(self, chat: Chat, asked: Sequence[Choice], form: str, still: bool = False):
-        self.chat, self.asked, self.form = chat, asked, FORMS[form]
+        self.chat, self.asked, self.form = chat, asked, form_named(form)
         self.order = one_frame(chat.frames, 0) if still else None
         self.texts = [self.reply(choice) for choice in progress(asked, "questions")]
         self.letters = [self.form.read(*both) for both in zip(self.texts, asked, strict=True)]
@@ -52,6 +52,10 @@ class Replies:
         both = [*map(min, hits[::2], hits[1::2])]
         return Share(sum(both), len(both), line)
 
+    def unread(self) -> Share:
+        "Replies that could not be read."
+        return Share(self.letters.count(""), len(self.letters), 0.0)
+
     def unsteady(self) -> Share:
         "Questions with another reply when they are asked again."
         some = spread(len(self.asked), AGAIN)
@@ -62,11 +66,11 @@ class Replies:
 def examine_chat(
     chat: Chat,
     pairs: int = 4,  # of clips, for each of eight motions
-    form: str = "letters",  # a name of `FORMS`
+    form: str | None = None,  # a name of `FORMS`; default: the model's own
     seed: int = 0,
 ) -> ChatReport:
     "What a chat model makes of time on Moving Shapes."
-    began, asked = time.monotonic(), questions(pairs, seed)
+    began, asked, form = time.monotonic(), questions(pairs, seed), form or chat.form
     said = {name: Replies(chat, choices, form) for name, choices in asked.items()}
     shares = {name: replies.pairs() for name, replies in said.items()}
     if shares["direction"].above:
@@ -85,7 +89,7 @@ def examine_chat(
         form=form,
         shares={name: shares[name] for name in CHAT_QUESTIONS if name in shares},
         by_clip={name: replies.clips() for name, replies in said.items()},
-        unread=Share(len(strange), len(every), 0.0),
+        unread_by={name: replies.unread() for name, replies in said.items()},
         such=strange[0] if strange else "",
         first=Share(read.count(LETTERS[0]), len(read)),
         unsteady=said["direction"].unsteady(),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUESTION', 'LETTER_ALONE', 'FORMS', 'Choice', 'does', 'paired_choices', 'moving_otherwise', 'questions', 'phrase_of',
-           'Form']
+           'Form', 'form_named']
 
 # %% ../../nbs/workshop/timecheck/choices.ipynb #acce1306
 import re
@@ -74,6 +74,7 @@ def questions(
     first, backwards = scenes[::2], scenes[1::2]
     otherwise = [moving_otherwise(scene, rng) for scene in first]
     two = two_things(seed, groups=4 * pairs)  # of four scenes: two pairs each
+    # In a group of four, the last two are the first two with their motions exchanged.
     bound = [(two[i], two[i + 2]) for i in range(len(two)) if i % 4 < 2]
     asked = dict(motion=zip(first, otherwise), direction=zip(first, backwards), binding=bound)
     return {name: paired_choices(both, seed) for name, both in asked.items()}
@@ -110,3 +111,10 @@ FORMS = {
         lambda reply, one: phrase_of(reply, one.phrases),
     ),
 }
+
+
+def form_named(name: str) -> Form:
+    "A form by its name. Raises ValueError for what is none."
+    if name not in FORMS:
+        raise ValueError(f"form must be {' or '.join(map(repr, FORMS))}, not {name!r}.")
+    return FORMS[name]
