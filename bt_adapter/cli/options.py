@@ -103,9 +103,9 @@ def check_aspect(name: str):
         raise ValueError(f"No aspect is called {name!r}: choose from {', '.join(ASPECTS)}.")
 
 
-def check_form(name: str):
+def check_form(name: str | None):
     "Raises ValueError unless a chat model is asked so."
-    if name not in FORMS:
+    if name is not None and name not in FORMS:
         raise ValueError(f"No question has the form {name!r}: choose {' or '.join(FORMS)}.")
 
 
@@ -388,12 +388,19 @@ EncoderName = Annotated[
 AsChat = Annotated[
     bool, typer.Option("--chat", help="ask NAME as a chat model: 'moving-shapes', a folder, ...")
 ]
-Form = Annotated[str, typer.Option(help=f"how a chat model is asked, {choice(FORMS)}")]
+Form = option(
+    str,
+    f"how a chat model is asked, {choice(FORMS)}; default: words for those that `bta-pretrain "
+    "instruct` makes, letters for others",
+)
 TextFunction = option(str, "what encodes captions, as MODULE:FUNCTION")
 RenderedSize = option(int, "pixels along a side of rendered clips", "--size", min=8, max=4096)
-Pairs = Annotated[
-    int, typer.Option(help="clips and their reversals for each of eight motions", min=4, max=48)
-]
+Pairs = option(
+    int,
+    "clips and their reversals for each of eight motions; default: 24, of chat models 4",
+    min=4,
+    max=48,
+)
 Page = Annotated[Path, typer.Option("--page", "-o", help="HTML file to write")]
 OtherClip = option(Path, "a clip to compare with; default: the same one, backwards", "--other")
 LmmsEvalFolder = option(Path, "write a task of lmms-eval instead, into a new folder", "--lmms-eval")
