@@ -68,6 +68,18 @@ def linked_in(path):
     return {(path.parent / place).resolve() for place in places}
 
 
+def test_a_lesson_that_is_named_is_a_link():
+    """But for the first lines of modules, which become their docstrings, and for itself."""
+    lessons = {path.stem for path in LESSONS}
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            lines = "".join(cell["source"]).splitlines() if cell["cell_type"] == "markdown" else []
+            named = {
+                n for line in lines if line[:1] != ">" for n in re.findall(r"`(\d\d_\w+)`", line)
+            }
+            assert not named & lessons - {path.stem}, (path.name, cell["id"])
+
+
 def test_lessons_form_one_chain():
     for before, after in pairwise(LESSONS):
         assert after in linked_in(before), f"{before.stem} does not lead on"
