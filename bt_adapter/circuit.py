@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .branch import BTAdapter
 from .interventions import block, chosen_heads, knock_out, patch_from, time_heads
-from .metrics import interval
+from .metrics import interval, mean_interval
 from .progress import progress
 
 # %% ../nbs/workshop/circuit.ipynb #d1a08b88
@@ -134,11 +134,9 @@ def effect(
             f"An effect compares two clips or more, not {len(before)} and {len(after)}."
         )
     before, after = before.double(), after.double()
-    change, half = (after - before).mean().item(), 1.96 * (after - before).std().item()
-    half /= len(after) ** 0.5
     right = (after > 0).double().mean().item()
-    ends = change - half, change + half
-    return Effect(after.mean().item(), change, *ends, right, *interval(right, len(after)))
+    share = right, *interval(right, len(after))
+    return Effect(after.mean().item(), *mean_interval(after - before), *share)
 
 
 def effects(answers: Answers, whole: Hashable = "whole") -> dict[Hashable, Effect]:
