@@ -2370,6 +2370,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'bt_adapter.gallery.share_right': ('gallery.html#share_right', 'bt_adapter/gallery.py'),
                                     'bt_adapter.gallery.side_by_side': ( 'workshop/gallery_panel.html#side_by_side',
                                                                          'bt_adapter/gallery.py'),
+                                    'bt_adapter.gallery.video_of': ('workshop/gallery_live.html#video_of', 'bt_adapter/gallery.py'),
                                     'bt_adapter.gallery.weights_of': ('workshop/gallery_record.html#weights_of', 'bt_adapter/gallery.py')},
             'bt_adapter.gpus': { 'bt_adapter.gpus.Device': ('workshop/gpus.html#device', 'bt_adapter/gpus.py'),
                                  'bt_adapter.gpus.find_device': ('workshop/gpus.html#find_device', 'bt_adapter/gpus.py'),

@@ -8,6 +8,7 @@ __all__ = ['app', 'record', 'main']
 # %% ../../nbs/workshop/cli/gallery.ipynb #ec33863e
 from . import options
 from .console import command, loading, run, show
+from ..shipped import shipped
 
 # %% ../../nbs/workshop/cli/gallery.ipynb #71a7b237
 app = command("Record what image model, zero-shot and tuned say about held-out clips.")
@@ -20,16 +21,15 @@ def record(
     overwrite: options.Overwrite = False,
     wordings: options.Wordings = False,
 ):
-    "Ask the chat model in FOLDER about test clips, and keep the answers in it."
-    if folder and not (folder / "projector.safetensors").is_file():
+    "Ask the chat model in FOLDER, or of a name, about test clips, and keep the answers in it."
+    folder = shipped(folder or "moving-shapes", "chat") or folder
+    if not (folder / "projector.safetensors").is_file():
         raise ValueError(f"{folder} is no chat model: make one with `bta-pretrain instruct`.")
     options.check_out(folder)
     with loading("asking the chat models"):
         from .. import gallery as library
         from ..moving_shapes import gallery
         from ..paraphrases import ask_paraphrases
-        from ..shipped import samples_folder
-    folder = folder or samples_folder() / "chat"
     clips = gallery("test", scenes)
     if wordings:
         return show({"right answers, percent": ask_paraphrases(folder, clips)})
