@@ -8,6 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from whole_runs import START
 
 from bt_adapter import pretrain
 from bt_adapter.ledger import read_csv
@@ -30,15 +33,20 @@ def in_float64():
     pretrain.fast_copy = lambda clip: clip
     whole_runs.CLIP.double()
 
-def work(folder, kind, exact, leg):
+def work(folder, kind, exact, leg, rank):
     "One process of a leg, which is killed when it has come to a step."
     if exact:
         in_float64()
+    if rank and "other" in leg:  # its start is another one: it must get the first one's
+        whole_runs.shake(whole_runs.START.branch, rank)
     true, curve = trainer.Trainer.update, Path(f"{folder}.jsonl")
 
     def update(self, batch):
         if self.step == leg.get("killed"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.step == 0 and self.mean:
+            begun = self.model.branch.state_dict(), self.mean.module.state_dict()
+            torch.save(begun, f"{folder} {rank}.pt")
         step, figures = self.step, true(self, batch)
         if self.accelerator.is_main_process:
             with curve.open("a") as file:
@@ -46,10 +54,12 @@ def work(folder, kind, exact, leg):
         return figures
 
     trainer.Trainer.update = update
-    recipe = trainer.replace(whole_runs.RECIPE, chunk=leg.get("chunk"))
-    data = getattr(whole_runs, kind.upper(), whole_runs.TABLE)
-    own = Path(folder, "states") if kind == "store" else None
-    whole_runs.go_on(folder, data, recipe, own, workers=leg.get("workers", 0))
+    own = whole_runs.FROM_START.get(kind, {})
+    recipe = trainer.replace(whole_runs.RECIPE, chunk=leg.get("chunk"), **own)
+    how = dict(workers=leg.get("workers", 0), start=whole_runs.START if own else None)
+    data = whole_runs.TABLE if own else getattr(whole_runs, kind.upper(), whole_runs.TABLE)
+    states = Path(folder, "states") if kind == "store" else None
+    whole_runs.go_on(folder, data, recipe, states, **how)
 
 def leg_of(folder, kind, exact, leg):
     "All processes of a leg."
@@ -66,7 +76,7 @@ def leg_of(folder, kind, exact, leg):
                     told = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=leg["world"])
                     told |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
                     os.environ.update({name: str(value) for name, value in told.items()})
-                work(folder, kind, exact, leg)
+                work(folder, kind, exact, leg, rank)
                 status = 0
             except BaseException:
                 sys.excepthook(*sys.exc_info())
@@ -96,6 +106,13 @@ JOBS = {
     for name, legs in (("whole", WHOLE), ("chain", CHAIN))
 }
 JOBS |= {"dataset": ("dataset", 0, WHOLE)}
+FROM_WEIGHTS = {  # with a running mean of the weights; the last two in half precision
+    "start whole": ("start", 0, WHOLE),
+    "start chain": ("start", 0, [CHAIN[0], dict(world=2, chunk=1, killed=5), dict(world=1)]),
+    "half whole": ("half", 0, [dict(world=2, other=True)]),
+    "half cut": ("half", 0, [dict(world=2, killed=3), dict(world=2)]),
+}
+JOBS |= FROM_WEIGHTS
 JOBS |= {
     f"{world} {name}": ("store", 0, legs)
     for world in (2, 4)
@@ -147,6 +164,46 @@ def test_a_dataset_is_trained_on_as_the_table_of_its_clips(runs):
 @pytest.mark.parametrize("world", [2, 4])
 def test_as_many_processes_go_on_to_the_same_weights(world, runs):
     whole, cut = (runs / f"{world} {name}" / "adapter.safetensors" for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_begins_with_the_weights_of_the_first_ones_start(rank, runs):
+    """So does the running mean. The second one's start was another, and neither had W'."""
+    branch, mean = torch.load(runs / f"half whole {rank}.pt", weights_only=True)
+    first, _ = torch.load(runs / "half whole 0.pt", weights_only=True)
+    for name, weight in START.branch.state_dict().items():
+        assert torch.equal(branch[name], weight), name
+    assert {name.split(".")[0] for name in branch.keys() - START.branch.state_dict()} == {"align"}
+    for name, weight in branch.items():
+        assert torch.equal(weight, first[name]) and torch.equal(weight, mean[name]), name
+
+
+def test_a_run_from_weights_goes_on_by_other_processes(runs):
+    """The curve is one process's, and so is the running mean of the weights, which is saved."""
+    whole, chain = (curve(runs, f"start {name}") for name in ("whole", "chain"))
+    assert [row["world"] for row in chain.values()] == [1, 1, 2, 2, 1, 1]
+    for step, row in chain.items():
+        near = 1e-6 if step in (2, 4) else 1e-3
+        for name in row.keys() - {"world"}:
+            assert row[name] == pytest.approx(whole[step][name], rel=near, abs=near), (step, name)
+    whole, chain = (load_file(runs / f"start {n}/adapter.safetensors") for n in ("whole", "chain"))
+    begun = START.branch.state_dict()
+    learned = sum((whole[name] - weight).square().sum() for name, weight in begun.items())
+    apart = sum((whole[name] - chain[name]).square().sum() for name in begun)
+    assert apart < learned / 100  # a mean that forgot the steps before a cut is far off
+
+
+def test_half_precision_by_two_processes_is_nearly_full_precision_by_one(runs):
+    half, full = curve(runs, "half whole"), curve(runs, "start whole")
+    pairs = [(half[step][n], full[step][n]) for step in full for n in ("vtc", "mbta", "mbca")]
+    for one, other in pairs:
+        assert one == pytest.approx(other, rel=0.005)
+    assert any(one != pytest.approx(other, rel=1e-5) for one, other in pairs)  # it is half
+
+
+def test_half_precision_goes_on_from_weights_to_the_same_bits(runs):
+    whole, cut = (runs / f"half {name}" / "adapter.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
 
 

@@ -1,25 +1,29 @@
 """A training that goes on from weights: of an adapter, of each strategy, of the authors' files."""
 
 import json
+import shutil
 import sys
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from open_clip.transformer import QuickGELU
-from test_released import weights
+from test_released import tuned_checkpoint, weights
 from test_strategy_files import TWO, examples, shown, small, table
 from tiny import shake, tiny_clip
 from tiny_runs import problems
 
 from bt_adapter import scenes, trainer
+from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.cli import pretrain as command
 from bt_adapter.pretrain import pretrain_clips
-from bt_adapter.recipes import QUICK, for_strategy
+from bt_adapter.recipes import QUICK, ParamGroup, for_strategy
 from bt_adapter.released import load_released, save_released
+from bt_adapter.shipped import samples_folder
 from bt_adapter.starts import load_start, model_from, strategy_at, told_of
 from bt_adapter.strategy_files import (
     NAMES,
@@ -42,9 +46,12 @@ def learned(name):
     return model
 
 
-def same_weights(one, other):
-    found, wanted = one.branch.state_dict(), other.branch.state_dict()
+def same_state(found, wanted):
     return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in found)
+
+
+def same_weights(one, other):
+    return same_state(one.branch.state_dict(), other.branch.state_dict())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,6 +110,33 @@ def test_on_moving_shapes_and_resumed(tmp_path, monkeypatch):
     begun, ended = (model.branch.parameters() for model in (start, whole))
     far = [(after - before).norm() / before.norm() for before, after in zip(begun, ended)]
     assert max(far) < 0.5  # two steps from what was learned, and nowhere near a fresh branch
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.filterwarnings("ignore:.*no instructions for bf16")
+def test_a_running_mean_begins_at_the_start(precision, tmp_path, monkeypatch):
+    """What is saved is the mean of the weights after each step, in fp32, and not the last ones."""
+    start, seen, update = learned("BT-Adapter"), [], trainer.Trainer.update
+    begun = {name: weight.clone() for name, weight in start.branch.state_dict().items()}
+
+    def watched(self, batch):
+        if not seen:
+            for own in (self.model.branch, self.mean.module):
+                assert all(torch.equal(own.state_dict()[n], w) for n, w in begun.items())
+        figures = update(self, batch)
+        seen.append({n: w.clone() for n, w in self.model.branch.state_dict().items()})
+        return figures
+
+    monkeypatch.setattr(trainer.Trainer, "update", watched)
+    rates = (ParamGroup(("",), 0.01),)
+    config = replace(TWO, steps=3, frames=2, rates=rates, precision=precision, ema=0.5)
+    pretrain_clips(tmp_path, small(), list(examples()), config, start=start)
+    saved = load_strategy(tmp_path, small()).branch.state_dict()
+    assert len(seen) == 3 and {weight.dtype for weight in saved.values()} == {torch.float32}
+    for name, weight in saved.items():
+        first, second, last = (weights[name] for weights in seen)
+        torch.testing.assert_close(weight, first / 4 + second / 4 + last / 2)
+    assert not same_state(saved, seen[-1]) and same_state(start.branch.state_dict(), begun)
 
 
 @cache
@@ -189,6 +223,37 @@ def test_the_command_goes_on(tmp_path, monkeypatch, capsys):
     assert not same_weights(first, second)
     pairs = zip(first.branch.parameters(), second.branch.parameters())
     assert max((a - b).abs().max() for a, b in pairs) < 1e-3  # a step of the recipe's warm-up
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_command_goes_on_beside_a_clip_in_half_precision(named, tmp_path, monkeypatch):
+    """As on a GPU, with the CLIP of --clip or the start's own: the branch loses no digit.
+
+    What is saved knows its CLIP by the weights that it had before they were rounded.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "type_beside", lambda beside: torch.bfloat16)
+    table(tmp_path / "train.csv", examples())
+    shutil.copytree(samples_folder() / "clip", tmp_path / "clip")
+    clip = load_clip("clip")
+    save_strategy(build_strategy("BT-Adapter", clip, BranchConfig(layers=1)), "first")
+    first, of_clip = load_strategy("first", clip), clip.fingerprint
+    shake(first.branch, std=0.1)
+    save_strategy(first, "first")
+    line = ["--data", "train.csv", "--steps", 1, "--set", "frames=2", "--set", "rates=1e-6"]
+    own = ["--clip", "clip"] if named else []
+    assert run(monkeypatch, *line, *own, "--start", "first", "--out", "second") == 0
+    second = load_strategy("second", clip)
+    assert json.loads(Path("second/adapter.json").read_text())["backbone"]["fingerprint"] == of_clip
+    for before, after in zip(first.branch.parameters(), second.branch.parameters()):
+        assert (after - before).abs().max() < 1e-5 and after.dtype == torch.float32
+        assert (before - before.bfloat16()).abs().max() > 1e-5  # so that rounding would be seen
+
+
+def test_a_chat_models_file_is_no_start(tmp_path):
+    torch.save(tuned_checkpoint(), tmp_path / "chat.pth")
+    with pytest.raises(ValueError, match=r"chat\.pth.*one of a chat model"):
+        load_start(tmp_path / "chat.pth", heads=4)
 
 
 WRONG = {

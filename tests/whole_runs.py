@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from tiny import tiny_clip
+from tiny import shake, tiny_clip
 
 from bt_adapter import trainer
 from bt_adapter.branch import BranchConfig
@@ -18,6 +18,7 @@ from bt_adapter.datasets import Example, Shards, write_shards
 from bt_adapter.pretrain import pretrain_clips
 from bt_adapter.recipes import ParamGroup, PretrainConfig, Schedule
 from bt_adapter.shipped import samples_folder
+from bt_adapter.strategy_files import build_strategy
 
 for name in ("accelerate", "torch._dynamo", "torchvision.transforms", "torch.utils.tensorboard"):
     with suppress(ImportError):  # TensorBoard need not be there
@@ -65,6 +66,11 @@ RECIPE = PretrainConfig(
     tau=0.5,
     precision="fp32",
     branch=BranchConfig(layers=1),
+)
+START = build_strategy("BT-Adapter", CLIP, BranchConfig(layers=1, align=False))
+shake(START.branch, std=0.1)
+FROM_START = dict(  # what is set where a run goes on from START
+    start=dict(steps=6, ema=0.9), half=dict(steps=6, ema=0.9, precision="bf16")
 )
 
 
