@@ -1273,6 +1273,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'bt_adapter/datasets/loading.py')},
             'bt_adapter.datasets.own_clips': { 'bt_adapter.datasets.own_clips.Look': ( 'workshop/datasets/own_clips.html#look',
                                                                                        'bt_adapter/datasets/own_clips.py'),
+                                               'bt_adapter.datasets.own_clips._readable': ( 'workshop/datasets/own_clips.html#_readable',
+                                                                                            'bt_adapter/datasets/own_clips.py'),
                                                'bt_adapter.datasets.own_clips.caption_from_name': ( 'workshop/datasets/own_clips.html#caption_from_name',
                                                                                                     'bt_adapter/datasets/own_clips.py'),
                                                'bt_adapter.datasets.own_clips.check_contrast': ( 'workshop/datasets/own_clips.html#check_contrast',

@@ -425,10 +425,10 @@ def _learn(run, model, examples, config, store, how, same):
         if run.main:
             save_strategy(model, run.folder)
         return Report()
-    if isinstance(examples, list):
-        check_contrast(examples)
-    elif isinstance(examples, DatasetClips):
+    if isinstance(examples, DatasetClips):
         check_contrast([example for example, _ in examples.listed()])
+    elif not is_stream(examples):
+        check_contrast(examples)
     try:
         source, reported = _clip_source(run, model, examples, config, store, *how)
         run.go(model, source, config, same)

@@ -32,7 +32,7 @@ or version gives other bits and the same figures up to noise.
 | `level2/clip/` | a small CLIP that knows two things as well | {clip2_size} |
 | `level2/adapter/` | a BT-Adapter beside that one, for 4 to 16 frames | {adapter2_size} |
 | `level2/one_thing.csv`, `level2/two_things.csv` | what it finds in the test split | |
-| `level2/chat/` | a chat model with both, which says yes, no and *I cannot tell*, too | {chat2_size} |
+| `level2/chat/` | a chat model with both, for whole conversations | {chat2_size} |
 
 ## Clips
 

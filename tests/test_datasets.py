@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import chain, islice
 from multiprocessing import AuthenticationError
 from pathlib import Path
@@ -41,6 +42,7 @@ from bt_adapter.datasets import (
     tokenize,
     write_shards,
 )
+from bt_adapter.pretrain import PRESETS, pretrain_clips
 from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip, write_clip
 
@@ -666,6 +668,16 @@ def test_shards_hold_everything(shards, examples):
         assert kept.data == Path(example.path).read_bytes()
         assert (kept.captions, kept.span, kept.turns) == (example.captions, None, ())
     assert len(list(shards.glob("*.tar"))) == 6
+
+
+def test_shards_without_contrast_are_refused(tmp_path, examples, clip):
+    same = [replace(example, captions=("a hand",)) for example in examples[:3]]
+    for some, told in (same[:1], "1 clip to learn from"), (same, "All 3 clips have the caption"):
+        write_shards(some, tmp_path / f"{len(some)}")
+        with pytest.raises(ValueError, match=told):
+            pretrain_clips(
+                tmp_path / "out", clip, Shards(tmp_path / f"{len(some)}"), PRESETS["quick"]
+            )
 
 
 def test_all_that_is_known_survives(tmp_path, examples):

@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -86,15 +87,26 @@ def examples_from_folder(
     return [Example(name, str(path), (caption(path.name),)) for name, path in found.items()]
 
 
-def check_contrast(examples: Sequence[Example]):
+def _readable(examples: Sequence[Example]) -> Iterator[Example]:
+    "Those that can be read, one after another; of shards none is in memory before its turn."
+    for number in range(len(examples)):
+        with suppress(ClipError):
+            yield examples[number]
+
+
+def check_contrast(examples: Sequence[Example]):  # or Shards, read up to the second caption
     "Raises ValueError for fewer than two clips, and if all have one caption."
     if len(examples) < 2:
         raise ValueError(
             f"{len(examples)} clip{'s' * (not examples)} to learn from: a clip is told from other "
             "clips, so give two or more, of which not all show the same."
         )
-    captions = {caption for example in examples for caption in example.captions}
-    if len(captions) == 1:
+    captions = set()
+    for example in _readable(examples):
+        captions.update(example.captions)
+        if len(captions) > 1:
+            return
+    if captions:
         raise ValueError(
             f"All {len(examples)} clips have the caption {captions.pop()!r}: captions are told "
             "from each other, so give clips that show something else, too."
