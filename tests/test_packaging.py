@@ -177,7 +177,7 @@ def test_names_at_the_top():
 
 
 ORDERS = """
-import importlib, itertools, os, sys, einops, torch  # once, for all
+import importlib, itertools, os, sys, einops, ftfy, jaxtyping, numpy, torch  # for all
 STEPS = {
     "name": "from bt_adapter import temporal_attention as f; assert f.__name__",
     "inside": "from bt_adapter.temporal_attention import temporal_attention, reference_attention",
