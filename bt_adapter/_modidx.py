@@ -4407,6 +4407,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'bt_adapter/timecheck/report.py')},
             'bt_adapter.timecheck_plugin': { 'bt_adapter.timecheck_plugin.TimeCheck': ( 'workshop/timecheck_plugin.html#timecheck',
                                                                                         'bt_adapter/timecheck_plugin.py'),
+                                             'bt_adapter.timecheck_plugin.TimeCheck.chat': ( 'workshop/timecheck_plugin.html#timecheck.chat',
+                                                                                             'bt_adapter/timecheck_plugin.py'),
                                              'bt_adapter.timecheck_plugin.TimeCheck.encoder': ( 'workshop/timecheck_plugin.html#timecheck.encoder',
                                                                                                 'bt_adapter/timecheck_plugin.py'),
                                              'bt_adapter.timecheck_plugin.TimeCheck.reader': ( 'workshop/timecheck_plugin.html#timecheck.reader',
