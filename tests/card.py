@@ -29,6 +29,7 @@ or version gives other bits and the same figures up to noise.
 | `ablations.csv` | the ablation study, five seeds a row: commands and settings are in its rows | |
 | `conversation.csv` | Tables 1 and 10 as conversations, of one seed | |
 | `direction.csv` | which heads carry direction, five draws of clips: see below | |
+| `direction_patches.csv` | which patches of fourteen clips carry it: see below | |
 | `level2/clip/` | a small CLIP that knows two things as well | {clip2_size} |
 | `level2/adapter/` | a BT-Adapter beside that one, for 4 to 16 frames | {adapter2_size} |
 | `level2/one_thing.csv`, `level2/two_things.csv` | what it finds in the test split | |
@@ -90,6 +91,12 @@ of heads: chosen on the validation split, judged on 1,200 clips of the test spli
 other clips. The adapter is the same in all of them. It was made by
 
     python tests/benchmarks/circuit.py --csv data_samples/direction.csv
+
+Which patches carry it is in `direction_patches.csv`, a row for each of fourteen clips: how its
+margin changes when heads find in some patches what they find in the clip played backwards. It was
+made by
+
+    python tests/benchmarks/direction_patches.py --csv data_samples/direction_patches.csv
 
 ## Level 2
 

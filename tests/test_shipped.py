@@ -9,13 +9,15 @@ from card import card
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.chat import small_clip
+from bt_adapter.circuit import from_reversed, nothing, sweep
 from bt_adapter.gallery import examples_of
 from bt_adapter.instruct import interview_table
 from bt_adapter.interventions import time_heads
 from bt_adapter.ledger import read_csv
-from bt_adapter.moving_shapes import gallery
+from bt_adapter.moving_shapes import gallery, motions_of
 from bt_adapter.retrieval import adapted, weights_hash
 from bt_adapter.scenes import gallery_scores, method_scores
+from bt_adapter.seeing_direction import scene_cases
 from bt_adapter.shipped import SHIPPED, samples_folder, shipped
 from bt_adapter.small_clip import opposite_cosines, static_recall
 from bt_adapter.twins import twin_cosines
@@ -66,6 +68,27 @@ def test_heads_of_direction_are_those_of_the_shipped_adapter(model):
         assert (
             chosen in [row["heads"] for row in way] and study["without the set"]["heads"] == chosen
         )
+
+
+def test_patches_of_direction_are_those_of_the_shipped_adapter(model):
+    """What `tests/benchmarks/direction_patches.py` wrote: a row for each motion with a reversal."""
+    rows = {row["motion"]: row for row in read_csv(samples_folder() / "direction_patches.csv")}
+    assert list(rows) == motions_of(2)
+    assert {row["weights"] for row in rows.values()} == {weights_hash(model.branch)}
+    assert {row["fingerprint"] for row in rows.values()} == {model.clip.fingerprint}
+    patches = len(model.clip.position) - 1
+    for row in rows.values():
+        assert len(row["thing"]) == len(row["one by one"].split()) == patches
+        assert len(row["drawn"].split()) == 5 and 0 < row["thing"].count("1") < patches
+    scene = {s.things[0].motion: s for s in gallery("test", 240)}["left"]  # as the script takes it
+    changes = [float(change) for change in rows["left"]["one by one"].split()]
+    place = min(range(patches), key=changes.__getitem__)
+    under = {"whole": nothing, "patch": from_reversed(model, patches=place)}
+    answers = sweep(model, scene_cases(model, [scene]), under)
+    whole = answers.margins("whole").item()
+    assert whole == pytest.approx(float(rows["left"]["margin"]), abs=1e-3)
+    change = answers.margins("patch").item() - whole
+    assert change == pytest.approx(changes[place], abs=1e-3) and change < -0.02
 
 
 @pytest.mark.parametrize("place", SHIPPED.values(), ids=SHIPPED)

@@ -7,6 +7,7 @@ from test_packaging import settings
 
 from bt_adapter import timecheck_plugin
 from bt_adapter.timecheck import Report, Share, Verdict, rendered  # noqa: F401  inner runs find it
+from bt_adapter.timecheck.chat_report import ChatReport
 from bt_adapter.timecheck_plugin import DEGREES, TimeCheck
 
 pytest_plugins = ["pytester"]
@@ -164,3 +165,49 @@ def test_a_degree_passes_up_to_itself(monkeypatch, degree):
         assert first == str(given) and f'at least "{at_least}"' in second
         assert len(rows) == len(given.rows()) == 4
     assert asked == [(("mine", len), dict(pairs=8, seed=3))] * 3
+
+
+def chat_report_of(direction, unread=0):
+    """A report of a chat model that is right about so many of 32 pairs."""
+    shares = dict(motion=Share(32, 32, 0.25), direction=Share(direction, 32, 0.25))
+    return ChatReport(
+        name="mine",
+        frames=8,
+        size=64,
+        form="letters",
+        shares=shares | dict(binding=Share(0, 32, 0.25)),
+        by_clip={},
+        unread_by=dict(direction=Share(unread, 64, 0.0)),
+        first=Share(32, 64),
+        unsteady=Share(0, 8, 0.0),
+    )
+
+
+@pytest.mark.parametrize(
+    "report, sees",
+    [
+        (chat_report_of(32), True),
+        (chat_report_of(0), False),
+        (chat_report_of(10), None),  # more than guessing, and too few to be sure
+        (chat_report_of(32, unread=60), None),
+    ],
+    ids=["sees", "blind", "not shown", "not read"],
+)
+def test_a_chat_model_passes_that_sees_time_for_sure(monkeypatch, report, sees):
+    asked = []
+
+    def check_chat(*args, **settings):
+        asked.append((args, settings))
+        return report
+
+    monkeypatch.setattr("bt_adapter.timecheck.check_chat", check_chat)
+    assert report.verdict.sees is sees
+    if sees:
+        assert TimeCheck().chat("mine", form="words") is report
+    else:
+        with pytest.raises(pytest.fail.Exception) as failed:
+            TimeCheck().chat("mine", form="words")
+        first, *more = str(failed.value).splitlines()
+        assert first == str(report) and "tells a clip from its reversal" in more[0]
+        assert len(more) == 1 + len(report.rows()) and all(" of 32 pairs (" in m for m in more[1:])
+    assert asked == [(("mine",), dict(pairs=4, form="words"))]
