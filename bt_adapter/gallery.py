@@ -166,7 +166,7 @@ from copy import deepcopy
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .chat import VideoChat, clip_of_name, small_clip
+from .chat import VideoChat, clip_of_name
 from .explorer import ChatPanel
 from .files import read_json
 from .folders import CARD
@@ -229,7 +229,7 @@ from pathlib import Path
 import torch
 
 from . import moving_shapes as world
-from .files import read_json, write_whole
+from .files import write_whole
 from .instruct.judging import named
 
 # %% ../nbs/workshop/gallery_record.ipynb #8c760276

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from bt_adapter.chat import SMOLLM2
-from bt_adapter.instruct import answers_over_seeds, interview_table, seeds_of
+from bt_adapter.instruct import answers_over_seeds, seeds_of
 from bt_adapter.twins import TWINS
 
 SAME, DIRECTION = ("adapter", "method"), ("motion", "direction")
@@ -33,7 +33,6 @@ or version gives other bits and the same figures up to noise.
 | `level2/clip/` | a small CLIP that knows two things as well | {clip2_size} |
 | `level2/adapter/` | a BT-Adapter beside that one, for 4 to 16 frames | {adapter2_size} |
 | `level2/one_thing.csv`, `level2/two_things.csv` | what it finds in the test split | |
-| `level2/chat/` | a chat model with both, for whole conversations | {chat2_size} |
 
 ## Clips
 
@@ -100,9 +99,9 @@ made by
 
 ## Level 2
 
-`level2/` holds a CLIP and an adapter that know one thing and two, 4 to 16 frames and uneven times,
-and a chat model with both. Their name is `moving-shapes-2`, wherever an adapter, a CLIP or a chat
-model may be named. Most lessons and the study use those above, made in a third of the time.
+`level2/` holds a CLIP and an adapter that know one thing and two, 4 to 16 frames and uneven times.
+Their name is `moving-shapes-2`, wherever an adapter or a CLIP may be named. Most lessons, the chat
+model and the study use those above, which are made in a third of the time.
 
 ### Small CLIP of level 2
 
@@ -133,27 +132,6 @@ One thing, by number of frames and times:
 They were made by
 
 {level2_commands}
-
-### Chat model of level 2
-
-    {chat2_command}
-
-SmolLM2 again, with stages and settings of `bt_adapter.instruct.LEVELS[2]`, and one seed. Plain
-questions about {chat2_clips} clips of the test split, exact answers, percent:
-
-{chat2_figures}
-
-In conversations, the tuned model's right answers to every kind of question about held-out clips,
-percent, in wordings that were trained and in others. Of one thing:
-
-{chat2_one}
-
-Of two things:
-
-{chat2_two}
-
-`level2/chat/conversation.csv` has the other models, too, and 95% intervals, and `interview.csv`
-every single answer.
 """
 
 
@@ -216,7 +194,6 @@ def card():
     clip, adapter, chat = map(read_card, ("clip", "adapter", "chat"))
     seeds = seeds_of(SAMPLES / "chat")
     clip2, adapter2 = read_card("level2/clip"), read_card("level2/adapter")
-    chat2 = read_card("level2/chat")
     one, two = read_rows("level2/one_thing.csv"), read_rows("level2/two_things.csv")
     return CARD.format(
         **{f"{name}_size": size(name) for name in ("clips", "clip", "adapter", "chat")},
@@ -233,7 +210,6 @@ def card():
         results_commands=commands_of(read_rows("results.csv")),
         clip2_size=size("level2/clip"),
         adapter2_size=size("level2/adapter"),
-        chat2_size=size("level2/chat"),
         clip2_made=made(clip2),
         clip2_figures=table([clip2["figures"]]),
         adapter2_made=made(adapter2),
@@ -242,11 +218,6 @@ def card():
         one_thing=columns(one, *SAME, "frames", "times", "T2V R@1", "V2T R@1", *DIRECTION),
         two_things=columns(two, *SAME, "T2V R@1", "V2T R@1", *TWINS, "motion"),
         level2_commands=commands_of(two + one),
-        chat2_command=chat2["command"],
-        chat2_clips=chat2["test_clips"],
-        chat2_figures=table(chat2["exact_match_percent"]),
-        chat2_one=table(interview_table(SAMPLES / "level2/chat")),
-        chat2_two=table(interview_table(SAMPLES / "level2/chat", things=2)),
     )
 
 

@@ -8,10 +8,7 @@ from card import card
 
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
-from bt_adapter.chat import small_clip
 from bt_adapter.circuit import from_reversed, nothing, sweep
-from bt_adapter.gallery import examples_of
-from bt_adapter.instruct import interview_table
 from bt_adapter.interventions import time_heads
 from bt_adapter.ledger import read_csv
 from bt_adapter.moving_shapes import gallery, motions_of
@@ -98,8 +95,8 @@ def test_shipped_files_are_small(place):
 
 
 def test_a_part_that_does_not_come_along_is_one_sentence():
-    with pytest.raises(ValueError, match=r"moving-shapes-2 .* 'pony', which no shipped model has"):
-        shipped("moving-shapes-2", "pony")
+    with pytest.raises(ValueError, match=r"moving-shapes-2 .* 'chat', which moving-shapes has"):
+        shipped("moving-shapes-2", "chat")
 
 
 def test_the_card_is_made_from_the_files():
@@ -134,25 +131,3 @@ def test_results_of_level_2_are_of_the_shipped_adapter():
             rows = [row for row in csv.DictReader(file) if row["adapter"] == "moving-shapes-2"]
         assert rows and {row["weights"] for row in rows} == {weights_hash(model.branch)}
         assert {row["fingerprint"] for row in rows} == {model.clip.fingerprint}
-
-
-GOALS = {"colour": 95, "shape": 90, "direction": 85, "yes or no": 90}  # percent
-GOALS |= {"false premise": 80, "out of the world": 80}
-
-
-def test_the_chat_model_of_level_2_answers_in_wordings_that_it_never_heard():
-    folder = samples_folder() / "level2/chat"
-    asked = {row["question"]: row for row in interview_table(folder)}
-    assert all(asked[kind]["held out"] >= least for kind, least in GOALS.items())
-    rows = [
-        row for row in read_csv(folder / "conversation.csv") if row["model"] == "tuned on clips"
-    ]
-    dodged = [row for row in rows if row["kind"] != "out of the world"]
-    n = [int(row["n"]) for row in dodged]
-    assert sum(m * float(row["cannot_tell"]) for m, row in zip(n, dodged)) / sum(n) <= 2
-
-
-def test_the_chat_model_of_level_2_is_beside_its_clip():
-    seen = small_clip(samples_folder() / "level2/chat")
-    assert seen.fingerprint == load_clip("moving-shapes-2").fingerprint
-    assert set(examples_of("moving-shapes-2")) > set(examples_of("moving-shapes"))

@@ -32,7 +32,7 @@ from .asking import (
     greedy_answers,
     said_of_many,
 )
-from .interview import interview, interview_clips, interview_table
+from .interview import interview, interview_clips
 from .judging import is_right
 from .laptop import (
     LORA,
@@ -108,7 +108,6 @@ __all__ += [
     "host_to_tune",
     "interview",
     "interview_clips",
-    "interview_table",
     "is_right",
     "keep_states",
     "loss_on",

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_ANSWER', 'INTERVIEW_FILES', 'WORDINGS_ASKED', 'Item', 'questioner', 'often', 'seldom', 'of_two',
-           'after_another', 'items_of', 'said_to', 'share_rows', 'interview', 'interview_clips', 'write_interview',
-           'interview_table']
+           'after_another', 'items_of', 'said_to', 'share_rows', 'interview', 'interview_clips', 'write_interview']
 
 # %% ../../nbs/workshop/instruct/interview.ipynb #87b85e4b
 from collections.abc import Iterator, Sequence
@@ -40,7 +39,7 @@ from .conversations import (
 )
 from .dialogues import tokens_of
 from .judging import cannot_tell, is_right
-from ..ledger import read_csv, write_csv
+from ..ledger import write_csv
 from ..metrics import interval
 from ..moving_shapes import Scene, gallery, render
 from ..progress import chunks
@@ -204,17 +203,3 @@ def write_interview(folder: Path, shares: list[dict], told: list[dict]):
     "Both tables as CSV."
     for name, rows in zip(INTERVIEW_FILES, (shares, told)):
         write_csv(folder / name, rows)
-
-
-def interview_table(
-    folder: Path,  # of a chat model of level 2
-    model: str = "tuned on clips",
-    things: int = 1,  # in a clip
-) -> list[dict]:  # rows: question, n, and percent right in trained and in held-out wordings
-    "What `write_interview` kept of a model, by kind of question."
-    found: dict[str, dict] = {}
-    for row in read_csv(folder / INTERVIEW_FILES[0]):
-        if (row["model"], row["things"]) == (model, str(things)):
-            kind = found.setdefault(row["kind"], dict(question=row["kind"], n=int(row["n"])))
-            kind[row["wordings"].replace("_", " ")] = float(row["right"])
-    return [*found.values()]
