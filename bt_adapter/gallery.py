@@ -175,7 +175,7 @@ from .shipped import is_sample, shipped
 # %% ../nbs/workshop/gallery_panel.ipynb #26c3572f
 def side_by_side(
     clip: str | Path | UInt8[Tensor, "t h w 3"],  # a file, or its frames
-    models: Sequence[str] = tuple(MODELS),
+    models: Sequence[str] = MODELS,
     chat: str | Path = "moving-shapes",  # a name, or what `bta-pretrain instruct` makes
     **options,  # of VideoChat
 ) -> dict[str, VideoChat]:

@@ -1,6 +1,7 @@
 """The adapter that comes with the package, held to what the first page says of it."""
 
 import csv
+import json
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from card import card
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.circuit import from_reversed, nothing, sweep
+from bt_adapter.gallery import MODELS, examples_of, video_of
 from bt_adapter.interventions import time_heads
 from bt_adapter.ledger import read_csv
 from bt_adapter.moving_shapes import gallery, motions_of
@@ -131,3 +133,12 @@ def test_results_of_level_2_are_of_the_shipped_adapter():
             rows = [row for row in csv.DictReader(file) if row["adapter"] == "moving-shapes-2"]
         assert rows and {row["weights"] for row in rows} == {weights_hash(model.branch)}
         assert {row["fingerprint"] for row in rows} == {model.clip.fingerprint}
+
+
+def test_a_chat_model_of_level_2_is_asked_more_and_has_the_adapter_of_its_own_clip(tmp_path):
+    (tmp_path / "training.json").write_text(json.dumps({"level": 2}))
+    first, second = examples_of("moving-shapes"), examples_of(tmp_path)
+    assert second[: len(first)] == first and "Is it red?" in set(second) - set(first)
+    for name in SHIPPED:
+        seen = [video_of(model, load_clip(name)) for model in MODELS]
+        assert seen == ["mean", name, None]

@@ -375,7 +375,7 @@ Timeout = Annotated[
     float,
     typer.Option(min=0.1, max=86_400, callback=finite, help="seconds to wait for a whole reply"),
 ]
-ChatFolder = Annotated[Path | None, typer.Argument(help="default: the shipped chat model")]
+ChatFolder = Annotated[Path | None, typer.Argument(help="or 'moving-shapes', the default")]
 
 # %% ../../nbs/workshop/cli/options.ipynb #7c0de181
 EncoderName = Annotated[
