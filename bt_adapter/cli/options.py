@@ -357,7 +357,11 @@ Captions = option(list[str], "to rank: words, or a .txt with one a line; repeat 
 Samples = option(Path, "only draw the shipped clips in this folder", "--write-samples")
 Ask = option(list[str], "a question; may be repeated")
 ChatModel = Annotated[
-    str, typer.Option("--model", help="an image chat model: a folder, or a name of the model hub")
+    str,
+    typer.Option(
+        "--model",
+        help="a chat model: 'moving-shapes', 'moving-shapes-2', a folder, or a name of the hub",
+    ),
 ]
 Video = option(str, f"folder of an adapter or a strategy, or {', '.join(POOLINGS)}")
 TemplateName = option(str, f"form of the prompt, {choice(TEMPLATES)}; default: what fits the model")
@@ -375,7 +379,9 @@ Timeout = Annotated[
     float,
     typer.Option(min=0.1, max=86_400, callback=finite, help="seconds to wait for a whole reply"),
 ]
-ChatFolder = Annotated[Path | None, typer.Argument(help="or 'moving-shapes', the default")]
+ChatFolder = Annotated[
+    Path | None, typer.Argument(help="or 'moving-shapes', the default, or 'moving-shapes-2'")
+]
 
 # %% ../../nbs/workshop/cli/options.ipynb #7c0de181
 EncoderName = Annotated[

@@ -77,7 +77,7 @@ LAPTOP = dict(
 LONGER = dict(
     words=LAPTOP["words"],
     pictures=InstructConfig(steps=420, batch=8, lr=3e-4, lora_lr=7e-4),
-    clips=InstructConfig(steps=140, batch=8, lr=3e-4, branch_lr=5e-4),
+    clips=InstructConfig(steps=600, batch=8, lr=3e-4, branch_lr=5e-4),
 )
 LEVELS = {
     1: Level(
@@ -85,7 +85,7 @@ LEVELS = {
         *(answers, dict, some_turns),
     ),
     2: Level(
-        *(LONGER, (6000, 1600), mixed_picture, mixed_scene),
+        *(LONGER, (6000, 4000), mixed_picture, mixed_scene),
         *(Shown, known_alone, conversation),
     ),
 }
