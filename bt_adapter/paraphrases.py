@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -112,7 +113,8 @@ def ask_paraphrases(
             is_right(text, p.of(scenes[i]), Shown(scenes[i]))
             for text, i in zip(said, where, strict=True)
         )
-        often = ", ".join(text[:30] for text, _ in Counter(said).most_common(2))
+        short = [shorten(text, 40, placeholder=" …") for text, _ in Counter(said).most_common(2)]
+        often = ", ".join(short)
         row = dict(group=p.group, question=p.question, n=len(where))
         rows.append(row | dict(right=round(100 * right / len(where)), says=often))
     return rows

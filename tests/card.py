@@ -243,10 +243,9 @@ WANTED |= {"yes or no": (90, 90), "false premise": (80, 80), "out of the world":
 
 
 def missed():
-    """The kinds of questions about one thing in which the chat model of level 2 is below its goal."""
-    share = {
-        (r["kind"], r["wordings"]): float(r["right"]) for r in tuned_rows() if r["things"] == "1"
-    }
+    """The kinds of questions about one thing in which this chat model is below its goal."""
+    one = [row for row in tuned_rows() if row["things"] == "1"]
+    share = {(row["kind"], row["wordings"]): float(row["right"]) for row in one}
     ways = ("trained", "held_out")
     return ", ".join(
         kind
