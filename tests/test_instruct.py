@@ -47,6 +47,7 @@ from bt_adapter.instruct import (
     tokens_of,
     train_parameters,
 )
+from bt_adapter.precision import fast_dtype
 from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip
 
@@ -524,7 +525,7 @@ def tuned(host):
 
 
 def test_a_tuned_host_is_put_together_again(host, tuned):
-    before, _ = image_host(host / "host")
+    before, _ = image_host(host / "host", fast_dtype())  # as load_chat does
     model, tokenizer = load_chat(str(host / "host"), str(tuned))
     new = model.state_dict()
     changed = {n for n, w in before.state_dict().items() if n in new and not torch.equal(w, new[n])}
@@ -593,7 +594,7 @@ def test_a_stopped_tuning_ends_where_an_undisturbed_one_does(
 
 def test_the_released_settings_tune_the_embeddings_and_not_the_gates(host, tmp_path):
     tune(host, tmp_path / "out", preset="released", steps=2)
-    before, _ = image_host(host / "host")
+    before, _ = image_host(host / "host", fast_dtype())  # as load_chat does
     old = before.state_dict() | BTAdapter.from_pretrained("moving-shapes").branch.state_dict()
     changed = {n for n, w in weights_in(tmp_path / "out").items() if not torch.equal(w, old[n])}
     table = "model.language_model.embed_tokens.weight"
