@@ -232,10 +232,10 @@ class RunLog:
         "A row: the step, the loss, other figures, clips (or what is counted) per second."
         now = time.monotonic()
         rate, self.last = clips / max(now - self.last, 1e-9), now
-        row = dict(step=step, loss=loss) | figures | {f"{self.counted}/s": rate}
+        row = dict(loss=loss) | figures | {f"{self.counted}/s": rate}
         if not self.file.tell():
-            self.file.write(",".join(row) + "\n")
-        self.file.write(",".join(f"{value:.6g}" for value in row.values()) + "\n")
+            self.file.write(",".join(["step", *row]) + "\n")
+        self.file.write(",".join(f"{value:.6g}" for value in [step, *row.values()]) + "\n")
         self.file.flush()
         if self.tracker:
             self.tracker.add(row, step)

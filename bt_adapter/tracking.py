@@ -57,17 +57,17 @@ def run_name(folder: Path, start: int) -> str:
     return name
 
 
-def _new(name, folder, start):
+def _new(name, folder, start, settings):
     "accelerate's tracker, which has not begun."
     from accelerate import tracking
 
     if name == "tensorboard":
         return tracking.TensorBoardTracker(name, folder, purge_step=start)
     run = run_name(folder, start)
+    own = dict(name=run, resume="allow")
     if name == "trackio":
-        return tracking.TrackioTracker("bt-adapter", name=run, resume="allow", embed=False)
-    own = dict(id=run, name=run, resume="allow", dir=str(folder))
-    return tracking.WandBTracker("bt-adapter", **own)
+        return tracking.TrackioTracker("bt-adapter", embed=False, config=dict(settings), **own)
+    return tracking.WandBTracker("bt-adapter", id=run, dir=str(folder), **own)
 
 # %% ../nbs/workshop/tracking.ipynb #b200f08e
 class Tracker:
@@ -80,16 +80,26 @@ class Tracker:
 
         PartialState(cpu=usable_device().type == "cpu")  # without it accelerate's own log raises
         self.name = name
-        quiet = redirect_stdout(io.StringIO()) if name == "trackio" else nullcontext()
         try:
-            self.run = _new(name, folder, start)
-            with quiet:  # it prints addresses with a token in them
+            self.run = _new(name, folder, start, settings)
+            with self._quiet():
                 self.run.start()
-                if name != "tensorboard":
+                if name == "wandb":
                     self.run.store_init_configuration(settings)
         except Exception as error:  # of the tracker, its server, or the way there
             told = without_keys(first_line(error))
             raise ValueError(f"{name} does not begin a run: {told}") from None
+
+    def _quiet(self):
+        "Around trackio, which prints addresses with a token in them."
+        return redirect_stdout(io.StringIO()) if self.name == "trackio" else nullcontext()
+
+    def _finish(self):
+        if self.name != "trackio":
+            return self.run.finish()
+        import trackio
+
+        trackio.finish()  # after accelerate's own, it would end the run again when Python ends
 
     def _try(self, what, *given, **how):
         if self.run is None:
@@ -109,7 +119,8 @@ class Tracker:
 
     def close(self):
         "The run has ended."
-        self._try(self.run and self.run.finish)
+        with self._quiet():
+            self._try(self._finish)
 
 # %% ../nbs/workshop/tracking.ipynb #733275d1
 def new_tracker(

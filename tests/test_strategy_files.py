@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,17 @@ def test_trained_saved_and_loaded_it_is_the_same(name, tmp_path, monkeypatch):
     if name != "BT-Adapter":
         with pytest.raises(ValueError, match=f"holds the strategy {name}, not BT-Adapter"):
             BTAdapter.from_pretrained(tmp_path, clip)
+
+
+def test_rows_of_all_strategies_on_real_clips():
+    """What `tests/benchmarks/strategies.py` wrote: beside a ViT-B/32, as the small ones above."""
+    rows = read_csv(Path(__file__).parent / "benchmarks" / "strategies.csv")
+    assert [row["strategy"] for row in rows] == list(NAMES)
+    assert {row["clip"] for row in rows} == {"ViT-B-32"}
+    for row in rows:
+        assert row["same_embeddings"] == row["same_clip"] == "True", row
+        assert float(row["nearness"]) > 0.9999 and int(row["held"]) == 3 and row["recall"]
+        assert (int(row["trained"]) > 0) == ("pooling" not in row["strategy"])
 
 
 @pytest.mark.parametrize("name", ["joint-ST", "separate-ST", "STAN", "ST-Adapter"])

@@ -3,9 +3,11 @@
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
+from bt_adapter.ledger import read_csv
 from bt_adapter.runs import RunLog, read_log
 from bt_adapter.tracking import check_tracker, new_tracker
 from bt_adapter.trainer import Run
@@ -25,13 +27,18 @@ class Run:
             raise OSError("the key " + os.environ["WANDB_API_KEY"] + " is no longer good")
         write(values=values, step=step)
     def finish(self):
+        print("http://here/?write_token=" + os.environ["WANDB_API_KEY"])
         write(finished=True)
+def finish():
+    going.pop().finish()
 def init(project, **how):
     if os.environ.get("REFUSES"):
         raise RuntimeError("no such key: " + os.environ["WANDB_API_KEY"])
     print("http://here/?write_token=" + os.environ["WANDB_API_KEY"])
     write(project=project, **how)
-    return Run()
+    going.append(Run())
+    return going[-1]
+going = []  # trackio ends what is left of these when Python ends
 config = Config()
 """
 
@@ -70,10 +77,16 @@ def test_a_run_goes_on_in_its_tracker(name, told, tmp_path, capsys):
     assert first == resumed and first["name"] != anew["name"]
     assert first["resume"] == "allow" and first["name"].startswith("run-")
     assert [row["step"] for row in rows if "step" in row] == [0, 1, 2, 2, 3, 0]
-    assert rows[1] == dict(settings=dict(seed=5)) and sum("finished" in row for row in rows) == 3
-    assert [row["values"]["loss"] for row in rows if "step" in row] == [3, 2, 1, 1, 0, 3]
-    if name == "trackio":  # which prints addresses with a token in them
-        assert "a-key-of" not in "".join(capsys.readouterr())
+    assert sum("finished" in row for row in rows) == 3
+    curves = [row["values"] for row in rows if "step" in row]
+    assert [row["loss"] for row in curves] == [3, 2, 1, 1, 0, 3]
+    assert all(row.keys() == {"loss", "clips/s"} for row in curves)  # trackio has its own "step"
+    if name == "wandb":
+        assert rows[1] == dict(settings=dict(seed=5))
+    else:
+        assert first["config"] == dict(seed=5) and not sys.modules["trackio"].going
+        said = capsys.readouterr()  # it prints addresses with a token in them
+        assert not said.out and "a-key-of" not in said.err
 
 
 def test_a_tracker_that_fails_ends_no_training(told, tmp_path, monkeypatch):
@@ -123,3 +136,15 @@ def test_a_broken_tensorboard_that_nobody_asked_for_ends_no_training(tmp_path, m
     assert len(read_log(tmp_path / "log.csv")["step"]) == 2
     with pytest.raises(ValueError, match="tensorboard does not begin a run"):
         log(tmp_path, 0, 2, track="tensorboard")
+
+
+def test_rows_of_the_real_trackers():
+    """What `tests/benchmarks/trackers_once.py` read back: the log's figures, to its six digits."""
+    rows = read_csv(Path(__file__).parent / "benchmarks" / "trackers_once.csv")
+    cuts = {(row["tracker"], row["cut off by"]) for row in rows}
+    assert cuts == {(name, cut) for name in ("trackio", "wandb") for cut in ("SIGTERM", "SIGKILL")}
+    for row in rows:
+        kept = int(row["steps"]) - int(row["missing"])
+        assert int(row["values"]) == 11 * kept > 0  # curves of a step
+        assert float(row["largest relative difference"]) <= 5e-6
+        assert row["cut off by"] == "SIGKILL" or row["missing"] == row["twice"] == "0"

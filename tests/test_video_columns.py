@@ -1,10 +1,15 @@
 """Datasets and streams of the library `datasets`: the same clips and promises, or a sentence."""
 
+import json
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import datasets
+import huggingface_hub
 import pytest
 import torch
 
@@ -237,3 +242,61 @@ def test_a_stream_of_nothing_readable_ends():
         loader = stream_loader(StreamClips(nothing), (32, 32), 2, batch=2)
         for _ in range(3):
             assert not [*loader]
+
+
+REPO = "datasets/somebody/films"
+
+
+class Hub(BaseHTTPRequestHandler):
+    "What the hub answers about one repository of files."
+
+    files = {"clips.jsonl": b""} | {film.name: film.read_bytes() for film in FILMS[:2]}
+
+    def do_GET(self):
+        path = urlsplit(self.path).path
+        found = None
+        if path.startswith(f"/api/{REPO}"):
+            files = [dict(type="file", path=n, size=len(d), oid=n) for n, d in self.files.items()]
+            about = dict(id="somebody/films", sha=40 * "0")
+            found = json.dumps(files if path.endswith("/tree/main") else about).encode()
+        elif path.startswith(f"/{REPO}/resolve/main/"):
+            found = self.files.get(path.rpartition("/")[2])
+        self.send_response(404 if found is None else 200)
+        self.send_header("Content-Length", str(len(found or b"")))
+        self.end_headers()
+        self.wfile.write(found or b"")
+
+    def log_message(self, *said):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    "The real client of the hub, which asks a server of this machine."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address, known = f"http://127.0.0.1:{server.server_port}", huggingface_hub.constants
+    template = known.HUGGINGFACE_CO_URL_TEMPLATE.replace(known.ENDPOINT, address)
+    monkeypatch.setattr(known, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(known, "ENDPOINT", address)
+    monkeypatch.setattr(known, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    yield f"hf://{REPO}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_table_on_the_hub_whose_clips_are_there_too(hub, monkeypatch, tmp_path):
+    rows = [dict(film=f"{hub}/{film.name}", text=w) for film, w in zip(FILMS[:2], WORDS)]
+    table = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    monkeypatch.setitem(Hub.files, "clips.jsonl", table)
+    how = dict(data_files=f"{hub}/clips.jsonl", split="train", streaming=True)
+    stream = datasets.load_dataset("json", **how).cast_column("film", datasets.Video(decode=False))
+    (batch,), (local,) = batches(stream), batches(made(FILES[:2]).to_iterable_dataset())
+    assert torch.equal(batch.frames, local.frames) and batch.captions == WORDS[:2]
+    packed = made([*(row["film"] for row in rows), f"{hub}/gone.mp4"])
+    (reason,) = write_shards(DatasetClips(packed), tmp_path / "shards").broken.values()
+    assert f"Cannot fetch {hub}/gone.mp4: FileNotFoundError" in reason
+    shards = Shards(tmp_path / "shards")
+    assert sorted(shards[number].data for number in (0, 1)) == sorted(FILES[:2])

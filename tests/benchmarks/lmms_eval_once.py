@@ -15,9 +15,9 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
+from beside import make_environment, versions
 from temporal_attention import processor
 
 from bt_adapter.folders import make_folder
@@ -32,25 +32,6 @@ SCORES = {"direction": 0.5, "both_directions": 0.0, "answered": 1.0}  # of who a
 CLIPS = dict(pairs=4, frames=8, size=64)
 SAME = ("date", "device", "command", "versions", "model", *CLIPS, "clips")
 COLUMNS = (*SAME, *SCORES, "seconds of the processor")
-
-
-def make_environment(folder: Path) -> Path:  # its Python
-    "lmms-eval beside the packages of this Python, which come behind its own."
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    own = Path(sysconfig.get_path("purelib", vars=dict(base=str(folder))))
-    (own / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "--no-compile"]
-    subprocess.run([*install, "--no-deps", LMMS_EVAL], check=True)
-    subprocess.run([*install, *BESIDE], check=True)
-    return python
-
-
-def versions(python: Path) -> str:
-    "Of what runs there."
-    code = "from importlib.metadata import version; import sys; print(*map(version, sys.argv[1:]))"
-    found = subprocess.run([python, "-c", code, *TOLD], check=True, capture_output=True, text=True)
-    return ", ".join(f"{name} {number}" for name, number in zip(TOLD, found.stdout.split()))
 
 
 def judged(python: Path, task: Path, out: Path) -> dict[str, float]:
@@ -74,13 +55,19 @@ def main():
     if args.csv:
         check_csv(args.csv, COLUMNS)
     make_folder(folder := args.folder.resolve())
-    python = make_environment(folder / "environment")
+    python = make_environment(folder / "environment", BESIDE, [LMMS_EVAL])
     task = write_lmms_eval(folder / "task", **CLIPS)
     before = os.times()
     scores = judged(python, task, folder / "out")
     spent = os.times().children_user + os.times().children_system
     spent -= before.children_user + before.children_system
-    same = (today(), processor(), command_line("lmms_eval_once.py"), versions(python), "dummy: A")
+    same = (
+        today(),
+        processor(),
+        command_line("lmms_eval_once.py"),
+        versions(python, TOLD),
+        "dummy: A",
+    )
     same = (*same, *CLIPS.values(), sum(1 for _ in (task / "questions.jsonl").open()))
     row = dict(zip(COLUMNS, (*same, *(f"{s:g}" for s in scores.values()), f"{spent:.0f}")))
     print(json.dumps(row, indent=1))
