@@ -376,7 +376,7 @@ def test_ctrl_c_while_it_starts_is_silent(tmp_path, slow):
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=30)
     assert run.returncode == 130 and out == ""
-    told = "loading the chat model moving-shapes, which takes some seconds ...\n"
+    told = "loading the chat model moving-shapes, which mostly takes less than a minute ...\n"
     assert err == ("" if slow == "typer" else told)
 
 
@@ -573,7 +573,7 @@ class Typist:
 
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on():
     at = Typist()
-    at.until("loading the chat model moving-shapes, which takes some seconds ...")
+    at.until("loading the chat model moving-shapes, which mostly takes less than a minute ...")
     at.until("loaded in ", " s; prompt: x", "> ")
     at.type("long\n")
     at.until("word3")

@@ -113,7 +113,7 @@ def check_model(model: str, video: str | None, template: str | None):
 def how_long(model: str) -> str:
     "How long loading takes, as far as it is the same on any machine."
     if is_small(model):
-        return "takes some seconds"
+        return "mostly takes less than a minute"
     if not Path(model).is_dir():
         return "takes up to some minutes, and a download if it is not here"
     size = sum(file.stat().st_size for file in Path(model).iterdir() if file.is_file())
