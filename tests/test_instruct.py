@@ -734,6 +734,7 @@ MISTAKES = {
     "There is no annotation none.json": dict(data=Path("none.json")),
     "none is no adapter folder": dict(adapter="none"),
     "No template is called 'mine'": dict(template="mine"),
+    r"<vid_end> .9 pieces.*take the template": dict(template="video-chatgpt"),
     "bare cannot be loaded": dict(model="bare"),
     "is another CLIP": dict(model="other"),
     "which is no CLIP": dict(model="siglip"),

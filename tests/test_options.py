@@ -171,6 +171,7 @@ chat            --ask              |                   | What?      |
 chat            --model            |                   | .          | m
 chat            --video            |                   | .          | nowhere file
 chat            --template         |                   | llava      | x
+chat            --add-markers      | --template llava  | -          |
 chat            --frames           |                   | 3          | {COUNT}
 chat            --temperature      |                   | 0          | nan inf -1
 chat            --max-tokens       |                   | 3          | {COUNT}

@@ -203,6 +203,37 @@ def test_what_cannot_be_asked(chat):
         fails(lambda nothing=nothing: Talks(nothing), "no method stream")
 
 
+def test_what_cannot_be_asked_again_stays(chat):
+    """Nobody is chosen, or somebody who cannot read so much: the question and its answer stay."""
+    talks = Talks({"one": Answers("yes"), "two": chat})
+    talks.chosen = ["one"]
+    talks.ask("why " * 100)
+    to_the_end(talks)
+    for chosen, why in (([], "No model is chosen"), (["one", "two"], "too long: with the clip")):
+        talks.chosen = chosen
+        fails(talks.retry, why)
+        (exchange,) = talks.exchanges
+        assert exchange.question == ("why " * 100).strip() and exchange.replies["one"].text == "yes"
+    talks.chosen = ["one"]
+    talks.retry()
+    to_the_end(talks)
+    assert len(talks.exchanges) == 1 and len(talks.chats["one"].asked) == 2
+
+
+def test_a_model_that_cannot_forget_now_leaves_the_conversation_as_it_is(chat):
+    """Somebody else talks to it at the same time: nothing is half taken back."""
+    talks = Talks({"one": Answers("yes"), "two": chat})
+    talks.ask("first")
+    to_the_end(talks)
+    elsewhere = chat.stream("What?")
+    next(elsewhere)
+    for call in (talks.undo, talks.retry, talks.clear):
+        fails(call, "Another answer is still being written")
+        assert [exchange.question for exchange in talks.exchanges] == ["first"]
+    elsewhere.close()
+    assert talks.undo() == "first" and chat.turns == []
+
+
 def test_one_thing_at_a_time(chat):
     talks = Talks(chat)
     talks.ask("What?")
@@ -389,6 +420,81 @@ def test_buttons(chat):
     assert "It moves left." in panel.view.copier.value
     buttons["clear"].click()
     assert panel.messages == [] and "It moves" not in panel.view.copier.value + panel.log.value
+
+
+def test_retry_with_nobody_chosen_loses_nothing(chat):
+    panel = x.ChatPanel({"one": chat, "two": Answers("yes")})
+    panel.ask("What?")
+    said = panel.messages
+    for check in panel.view.models:
+        check.value = False
+    panel.view.buttons["retry"].click()
+    assert "No model is chosen" in panel.view.notice.value
+    assert panel.messages == said and len(chat.turns) == 1
+    panel.view.models[0].value = True
+    panel.view.buttons["retry"].click()
+    assert panel.messages == said[:2] and "No model" not in panel.view.notice.value
+
+
+BREAKS = {  # what happens -> what is told, or what goes on to whoever called
+    "word": RuntimeError("out of memory\nat address 0"),
+    "open": RuntimeError("out of memory\nat address 0"),
+    "Enter on a clip": RuntimeError("out of memory\nat address 0"),
+    "upload": MemoryError(),
+    "word, interrupted": KeyboardInterrupt(),
+    "open, interrupted": KeyboardInterrupt(),
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_what_breaks_off_is_told_and_all_is_locked_meanwhile(chat, monkeypatch, what):
+    panel = x.ChatPanel(chat, examples=["What?"])
+    panel.ask("What?")
+    view, error, during = panel.view, BREAKS[what], []
+    others = [*view.buttons.values(), *view.examples, *view.models, view.open, view.upload]
+    controls = [*others, *view.words.children[0].children[1:]]
+    before = [control.disabled for control in controls]
+
+    def breaks(*_, **__):
+        told = view.notice.value, view.strip.value
+        during.append((told, [control.disabled for control in controls]))
+        raise error
+
+    for name in ("frames_of_words", "open"):
+        monkeypatch.setattr(panel.talks, name, breaks)
+    press = {
+        "word": controls[-1].click,
+        "open": view.open.click,
+        "Enter on a clip": lambda: press_enter(view.name),
+        "upload": lambda: panel.on_upload(({"name": "a.mp4", "content": memoryview(b"no")},)),
+    }[what.partition(",")[0]]
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            press()
+    else:
+        press()
+    told, locked = during[0]
+    doing = "Reading the answer again" if "word" in what else "Reading the clip"
+    assert doing in told[0] and doing in told[1]
+    assert all(locked) and [control.disabled for control in controls] == before
+    assert view.strip.value == "" and "Reading" not in view.notice.value
+    kinds = {RuntimeError: ">out of memory<", MemoryError: ">MemoryError<"}
+    assert kinds.get(type(error), "") in view.notice.value
+    panel.ask("And?")
+    assert panel.messages[-1] == ("model", chat.said)
+
+
+def test_the_prompt_is_told_in_the_panel(chat):
+    panel = x.ChatPanel(chat)
+    assert "prompt: of your own, as you asked" in panel.view.notice.value
+    talks = Talks({"one": chat, "two": chat, "three": Answers()})
+    assert talks.prompts() == "prompt: of your own, as you asked"
+    other = type("Other", (Answers,), dict(chosen="prompt: <b>, by its name"))()
+    talks = Talks({"one": chat, "two": chat, "three": other})
+    told = "prompt: of your own, as you asked (one, two); prompt: <b>, by its name (three)"
+    assert talks.prompts() == told and Talks(Answers()).prompts() == ""
+    notice = x.ChatPanel(talks.chats).view.notice.value
+    assert "(one, two)" in notice and "&lt;b&gt;" in notice and "<b>" not in notice
 
 
 def test_a_word_and_its_frames(chat):

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
+import torch
 from tiny_hosts import byte_tokenizer, llava, one_thread, tiny_host  # noqa: F401
 
 from bt_adapter import chat
@@ -55,13 +57,31 @@ def header(role):
 LLAMA_3 = ("system", "user", "assistant", "user")
 VICUNA = ("USER", "ASSISTANT"), (" ", "</s>")
 HASHES = ("Human", "Assistant"), ("###", "###")
+LAST = "{}\n<vid_start>P<vid_end>"  # where BT-Adapter's inference puts a clip, in every form
+
+
+def shown_first(answer):
+    """An opening that shows how a question is answered."""
+    asked = "What are the key differences between renewable and non-renewable energy sources?"
+    return f"{HUMAN}###Human: {asked}###Assistant: {answer}"
+
+
+LONG = TEMPLATES["v0"].first.split("Assistant: ")[1].split("###")[0]  # held to its hash below
 KNOWN = {
-    "llava": colons(USER, *VICUNA),  # LLaVA's vicuna_v1, BT-Adapter's vicuna_v1_1
+    "llava": colons(USER, *VICUNA),
     "llava_v1": colons(HUMAN, *VICUNA),
     "llava-hf": colons("", *VICUNA, sep=""),  # as the documentation of transformers has it
     "llava-lightning": colons(HUMAN, *VICUNA, picture="<im_start>P<im_end>\n{}"),
     "llava_v0": colons(HUMAN, *HASHES, sep="###"),
-    "video-chatgpt": colons(VIDEO, *VICUNA, picture="{}\n<vid_start>P<vid_end>"),
+    "v0": colons(shown_first(LONG), *HASHES, sep="###"),
+    "video-chatgpt": colons(VIDEO, *VICUNA, picture=LAST),
+    "vicuna_v1_1": colons(USER, *VICUNA, picture=LAST),
+    "v1_2": colons(
+        shown_first("Renewable energy sources are those that can be replenished naturally.\n"),
+        *HASHES,
+        sep="###",
+        picture=LAST,
+    ),
     "llava-mistral": brackets("", "</s>"),
     "llava_llama_2": brackets(VISUAL, "</s><s>"),
     "llava_llama_3": "".join(
@@ -78,7 +98,7 @@ KNOWN = {
     "minigpt4-llama2": f"{IMAGE}<s>[INST] <Img>P</Img> {{}} [/INST] A1<s>[INST] {{}} [/INST] ",
 }
 STOPS = {
-    **dict.fromkeys(("llava_v0", "minigpt4"), "###"),
+    **dict.fromkeys(("llava_v0", "v0", "v1_2", "minigpt4"), "###"),
     **dict.fromkeys(("chatml_direct", "qwen_1_5", "smollm2"), "<|im_end|>"),
     "llava_llama_3": "<|eot_id|>",
     "blip2": "\n",
@@ -121,9 +141,32 @@ def test_what_a_model_reads_are_the_ids_of_that_text(name):
         assert len(words(marker).input_ids) == 1
 
 
+AUTHORS = {  # by the name in their own tables of conversations
+    "BT-Adapter": {
+        "default": KNOWN["v1_2"],
+        "video-chatgpt_v1": colons(VIDEO, *VICUNA, picture=LAST),
+        "vicuna_v1_1": colons(USER, *VICUNA, picture=LAST),
+    },
+    "LLaVA": {
+        "v0": KNOWN["v0"],
+        "v1": colons(USER, *VICUNA),
+        "vicuna_v1": colons(USER, *VICUNA),
+        "llava_v0": colons(HUMAN, *HASHES, sep="###"),
+        "llava_v1": colons(HUMAN, *VICUNA),
+        "llava_llama_2": brackets(VISUAL, "</s><s>"),
+        "mistral_instruct": brackets("", "</s>"),
+        "chatml_direct": chatml("Answer the questions.", "<|im_end|>"),
+    },
+}
+
+
 def test_the_authors_names_are_understood():
-    for theirs, ours in chat.ALIASES.items():
-        assert chat.named_template(theirs) is TEMPLATES[ours]
+    """Each of their names gives the text that their code makes, and ours are all among them."""
+    theirs = {name: text for table in AUTHORS.values() for name, text in table.items()}
+    for name, text in theirs.items():
+        assert conversation_text(chat.templates.template_name(name)) == text, name
+    assert chat.ALIASES.keys() <= theirs.keys()
+    assert len(LONG) == 1383 and sha256(LONG.encode()).hexdigest().startswith("29c0f588aa19dd65")
     for name in ("llava-v1", "LLAVA_V1", " llava_v1 "):
         assert chat.named_template(name) is TEMPLATES["llava_v1"]
     for bad in ("llava-9", "", None, 3):
@@ -168,6 +211,93 @@ def test_a_question_cannot_pretend_to_be_a_marker():
             talk.ask(bad)
 
 
+FAMILIES = ("llava", "llava-next", "blip-2", "instructblip", "minigpt4")
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_markers_can_be_added_to_a_host(kind):
+    """Rows of chance, the same each time; all that was learned stays, bit by bit."""
+    models = [host(kind), host(kind), host(kind)]
+    plain = {name: weight.clone() for name, weight in models[0].state_dict().items()}
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        words = byte_tokenizer()
+        added = chat.add_markers(model, words, "video-chatgpt", seed)
+        assert added == ["<vid_end>", "<vid_start>"]
+        assert chat.add_markers(model, words, "vicuna_v1_1", seed) == []
+    ids = [*map(words.convert_tokens_to_ids, added)]
+    grown = [name for name, old in plain.items() if models[0].state_dict()[name].shape != old.shape]
+    few = len(plain[grown[0]]) if grown else None
+    layers = models[0].get_input_embeddings(), models[0].get_output_embeddings()
+    assert not grown or few <= min(ids)
+    for name, weight in models[0].state_dict().items():
+        old, same = plain[name], models[1].state_dict()[name]
+        other = models[2].state_dict()[name]
+        assert torch.equal(weight, same)
+        kept = [i for i in range(len(old)) if i not in ids] if old.ndim else ...
+        assert torch.equal(weight[: len(old)][kept] if old.ndim else weight, old[kept])
+        if any(weight.data_ptr() == layer.weight.data_ptr() for layer in layers):
+            assert not torch.equal(weight[ids], other[ids]) and weight[ids].abs().max() < 0.1
+        else:
+            assert torch.equal(weight, other)
+    reads = dict(qformer_tokenizer=byte_tokenizer()) if kind == "instructblip" else {}
+    talk = VideoChat(models[0], words, video(), "video-chatgpt", max_tokens=3, **reads)
+    assert talk.ask("Why?") is not None and len(talk.turns) == 1
+    first = [
+        i for piece in written(words, TEMPLATES["video-chatgpt"], "Why?", True) for i in piece or ()
+    ]
+    assert first.count(ids[0]) == first.count(ids[1]) == 1
+
+
+def test_a_table_of_embeddings_that_is_full_grows():
+    model, words = host(), byte_tokenizer()
+    rows = len(model.get_input_embeddings().weight)
+    words.add_tokens([f"<more{i}>" for i in range(rows - len(words))])
+    frozen = [weight for weight in model.parameters()]
+    chat.add_markers(model, words, "video-chatgpt")
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    assert [len(layer.weight) for layer in layers] == [rows + 2] * 2
+    assert model.config.text_config.vocab_size == rows + 2
+    assert all(a is b for a, b in zip(frozen, model.parameters(), strict=True))
+    assert not any(weight.requires_grad for weight in model.parameters())
+    talk = VideoChat(model, words, video(), "video-chatgpt", max_tokens=3)
+    talk.ask("Why?")
+    chat.unplug(model)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_what_ends_an_answer_cannot_be_added():
+    model, words = host(), byte_tokenizer()
+    for name, stop in {"smollm2": "im_end", "llava_llama_3": "eot_id"}.items():
+        with pytest.raises(ValueError, match=rf"<\|{stop}\|> cannot be added.*not learned") as told:
+            chat.add_markers(model, words, name)
+        assert "\n" not in str(told.value) and f"<|{stop}|>" not in words.get_vocab()
+    with pytest.raises(ValueError, match="No template is called"):
+        chat.add_markers(model, words, "llava-9")
+
+
+def test_the_command_asks_in_the_papers_prompt(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from bt_adapter.cli import chat as command
+    from bt_adapter.video import write_clip
+
+    write_clip(tmp_path / "clip.mp4", torch.zeros(8, 16, 16, 3, dtype=torch.uint8))
+    monkeypatch.setattr(chat, "load_chat", lambda *_: (host(), byte_tokenizer()))
+    line = [
+        str(tmp_path / "clip.mp4"),
+        *"--model a/x --video mean --max-tokens 3 --ask Why?".split(),
+    ]
+    for name, markers in {"vicuna_v1_1": ["--add-markers"], "default": ["--add-markers"]}.items():
+        asked = [*line, "--template", name]
+        refused = CliRunner().invoke(command.app, asked)
+        assert "add them to the vocabulary" in str(refused.exception)
+        run = CliRunner().invoke(command.app, [*asked, *markers])
+        assert run.exit_code == 0, run.exception
+        assert "note: <vid_end> and <vid_start> are new to this model" in run.stderr
+        ours = chat.templates.template_name(name)
+        assert f"prompt: {ours}, as you asked" in run.stderr
+
+
 # Chat templates. The first two are those of LLaVA-1.5 and of v1.6-mistral in other words: one
 # writes no </s> after an answer, one a misprint of it.
 
@@ -199,8 +329,6 @@ MARKERS = ("<|im_start|>", "<|im_end|>", "<user>", "<assistant>")
 
 
 def video():
-    import torch
-
     return torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
 
 

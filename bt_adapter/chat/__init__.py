@@ -57,6 +57,7 @@ from .conversation import (
     video_features,
     written,
 )
+from .markers import add_markers
 from .plug import BranchPool, Plugged, plug, pool_for, unplug
 from .talks import Exchange, Reply, Talks, about, clip_of_name
 from .templates import (
@@ -164,6 +165,7 @@ __all__ += [
     "Template",
     "Turn",
     "VideoChat",
+    "add_markers",
     "certain",
     "check_host",
     "check_markers",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'BUSY', 'Reply', 'Exchange', 'shipped_names', 'clip_of_name', 'about', 'checked', 'reply_of', 'transcript',
-           'notes_on', 'Talks']
+           'notes_on', 'Answering', 'Talks']
 
 # %% ../../nbs/workshop/chat/talks.ipynb #a52d53e4
 import os
@@ -129,8 +129,8 @@ def notes_on(chat, reply: Reply) -> list[str]:
     return notes
 
 # %% ../../nbs/workshop/chat/talks.ipynb #0ccf7fb9
-class Talks:
-    "A conversation about one clip with one or several models, a list of exchanges."
+class Answering:
+    "One or several models that answer a question at a time, and what was said; see `Talks`."
 
     def __init__(
         self,
@@ -157,15 +157,15 @@ class Talks:
         if self.busy:
             raise ValueError(BUSY)
 
-    def ask(self, question: str):
-        "Begin to ask the chosen models. Raises ValueError for a question that cannot be asked."
-        self.refuse_if_busy()
-        question = checked(question)
+    def _streams(self, question: str) -> dict:
+        "What the chosen models will say. Raises ValueError if one of them cannot be asked."
         if not self.chosen:
             raise ValueError("No model is chosen: choose who shall answer.")
-        asked = {name: self.chats[name] for name in self.chosen}
-        replies = {name: reply_of(chat) for name, chat in asked.items()}
-        streams = {name: chat.stream(question) for name, chat in asked.items()}
+        return {name: self.chats[name].stream(question) for name in self.chosen}
+
+    def _begin(self, question: str, streams: dict):
+        "A question and its answers, which are on their way."
+        replies = {name: reply_of(self.chats[name]) for name in streams}
         self.streams = {name: iter(stream) for name, stream in streams.items()}
         self.exchanges.append(Exchange(question, replies))
 
@@ -211,27 +211,43 @@ class Talks:
         if hasattr(self.chats[name], "back_to"):
             self.chats[name].back_to(reply.before)
 
-    def undo(self) -> str:
-        "Take back the last question and its answers; the question."
+# %% ../../nbs/workshop/chat/talks.ipynb #c861ca3e
+class Talks(Answering):
+    "A conversation about one clip with one or several models, a list of exchanges."
+
+    def ask(self, question: str):
+        "Begin to ask the chosen models. Raises ValueError for a question that cannot be asked."
+        self.refuse_if_busy()
+        question = checked(question)
+        self._begin(question, self._streams(question))
+
+    def _last(self) -> Exchange:
+        "The last question and its answers. Raises ValueError if they cannot be taken back."
         self.refuse_if_busy()
         if not self.exchanges:
             raise ValueError("There is nothing to take back.")
-        last = self.exchanges.pop()
+        return self.exchanges[-1]
+
+    def undo(self) -> str:
+        "Take back the last question and its answers; the question."
+        last = self._last()
         for name, reply in last.replies.items():
             self._unsay(name, reply)
+        self.exchanges.pop()  # now that no model refused
         return last.question
 
     def retry(self):
-        "Ask the last question once more."
-        self.ask(self.undo())
+        "Ask the last question once more. Raises ValueError, and takes nothing back, if it cannot."
+        streams = self._streams(self._last().question)
+        self._begin(self.undo(), streams)
 
     def clear(self):
         "Begin anew."
         self.refuse_if_busy()
-        self.exchanges = []
         for chat in self.chats.values():
             if hasattr(chat, "back_to"):
                 chat.back_to(0)
+        self.exchanges = []
 
     def open(self, path: str | Path, data: bytes | None = None) -> UInt8[Tensor, "t h w 3"]:
         "Begin anew about a clip: a file, or its bytes. Raises ValueError for what is none."
@@ -256,6 +272,16 @@ class Talks:
         "The two frames of a word, as `Reply` finds them. Raises ValueError as `frames_of_words`."
         self.frames_of_words(name)  # refuses what has none
         return self.exchanges[-1].replies[name].frame_pair(self.chats[name], word)
+
+    def prompts(self) -> str:
+        "In which form of prompt the models are asked, and why; empty where none of them says."
+        told = {}
+        for name, chat in self.chats.items():
+            if chosen := getattr(chat, "chosen", None):
+                told.setdefault(str(chosen), []).append(name)
+        if len(told) == 1:
+            return next(iter(told))
+        return "; ".join(f"{said} ({', '.join(names)})" for said, names in told.items())
 
     def words(self) -> dict[str, list[str]]:
         "The words of the last answers whose frames can be found, by model."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'app', 'ModelStopped', 'written_by', 'answer', 'typed_line', 'questions', 'is_small', 'check_model',
-           'no_bars', 'tell_world', 'conversation', 'told', 'hold', 'talk', 'main']
+           'how_long', 'no_bars', 'tell_world', 'conversation', 'told', 'hold', 'talk', 'main']
 
 # %% ../../nbs/workshop/cli/chat.ipynb #616bd390
 import sys
@@ -109,6 +109,16 @@ def check_model(model: str, video: str | None, template: str | None):
     if video is not None and video not in options.POOLINGS:
         options.check_video(video)
 
+# %% ../../nbs/workshop/cli/chat.ipynb #01563b3b
+def how_long(model: str) -> str:
+    "How long loading takes, as far as it is the same on any machine."
+    if is_small(model):
+        return "mostly takes less than a minute"
+    if not Path(model).is_dir():
+        return "takes up to some minutes, and a download if it is not here"
+    size = sum(file.stat().st_size for file in Path(model).iterdir() if file.is_file())
+    return f"takes up to some minutes: {size / 1e9:.1f} GB"
+
 # %% ../../nbs/workshop/cli/chat.ipynb #48191489
 def no_bars():
     "Without the bars of transformers."
@@ -130,13 +140,17 @@ def conversation(
     video: str | None,
     pixels,  # uint8 (t, h, w, 3)
     own: dict,  # of `VideoChat`
+    markers: bool = False,  # add those of the template that the model lacks
 ):
     "A conversation about a clip that was read, with a model that is loaded now."
     with loading():
         from .. import chat as library
     if model in SHIPPED or Path(model).is_dir():
         no_bars()
-    return library.VideoChat(*library.load_chat(model, video), pixels, **own)
+    host, tokenizer = library.load_chat(model, video)
+    if new := library.add_markers(host, tokenizer, own["template"]) if markers else []:
+        note(f"{' and '.join(new)} are new to this model, and mean nothing to it yet")
+    return library.VideoChat(host, tokenizer, pixels, **own)
 
 
 def told(text: str):
@@ -166,13 +180,14 @@ def hold(chat, ask: list[str] | None):
 app = command("Talk about a clip.")
 
 
-@app.command()
+@app.command(needs={"add_markers": "template"})
 def talk(
     clip: options.ClipPath,
     ask: options.Ask = None,
     model: options.ChatModel = "moving-shapes",
     video: options.Video = None,
     template: options.TemplateName = None,
+    add_markers: options.AddMarkers = False,
     frames: options.Frames = 8,
     temperature: options.Temperature = 0.0,
     max_tokens: options.MaxTokens = 256,
@@ -186,12 +201,12 @@ def talk(
     if ask and not all(question.strip() for question in ask):
         raise ValueError("A question is empty: give some words after --ask.")
     began = time.monotonic()
-    with loading(f"loading the chat model {model}"):
+    with loading(f"loading the chat model {model}, which {how_long(model)}"):
         from ..video import read_clip
     pixels = read_clip(clip, frames, reader=reader)
     tell_world(model, clip)
     own = dict(template=template, temperature=temperature, max_tokens=max_tokens)
-    chat = conversation(model, video, pixels, own)
+    chat = conversation(model, video, pixels, own, add_markers)
     told(f"loaded in {time.monotonic() - began:.1f} s; {chat.chosen}")
     hold(chat, ask)
 

@@ -24,6 +24,7 @@ from ..chat import (
     PROJECTOR_PATH,
     TUNED,
     Template,
+    check_markers,
     check_unpacked,
     image_host,
     named_template,
@@ -201,6 +202,7 @@ def host_to_tune(
     model, tokenizer = image_host(name, fast_dtype(device))
     if model.config.model_type != "llava":
         raise ValueError(f"{name} is a {model.config.model_type}; only a llava can be tuned.")
+    check_markers(form, tokenizer, f"The template {template or 'llava'}")
     plug(model.to(device), adapter)
     black = torch.zeros(1, frames, 3, *adapter.clip.image_size, device=device)
     with torch.no_grad():
