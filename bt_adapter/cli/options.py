@@ -13,9 +13,9 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
            'NewFolder', 'Tests', 'Wordings', 'Dialogues', 'Released', 'Gates', 'Heads', 'Level', 'UNEVEN', 'Uneven',
            'Limit', 'Settings', 'Tokens', 'Classes', 'Prompts', 'Ties', 'Queries', 'Faiss', 'Keep', 'Skip', 'Outside',
            'Quick', 'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel',
-           'Video', 'TemplateName', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge', 'Aspect', 'Url',
-           'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'AsChat', 'Form',
-           'TextFunction', 'RenderedSize', 'Pairs', 'Page', 'OtherClip', 'LmmsEvalFolder', 'AsReader', 'Stride',
+           'Video', 'TemplateName', 'AddMarkers', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
+           'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'AsChat',
+           'Form', 'TextFunction', 'RenderedSize', 'Pairs', 'Page', 'OtherClip', 'LmmsEvalFolder', 'AsReader', 'Stride',
            'at_least', 'check_clip_path', 'check_one_clip', 'check_file', 'check_template', 'check_aspect',
            'check_form', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers', 'check_activation',
            'check_tuning', 'check_reader_name', 'check_strategy_name', 'check_adapter', 'check_video', 'check_format',
@@ -42,10 +42,11 @@ from ..tracking import TRACKERS
 RECIPES = ("quick", "full", "paper", "released", "released-eva")  # of pretraining
 TUNING = ("paper", "released")  # recipes of instruction tuning
 POOLINGS = ("mean", "spatio-temporal", "slow-fast", "grid")
-TEMPLATES = ("llava", "llava_v1", "llava-hf", "llava-lightning", "llava_v0", "llava-mistral")
+TEMPLATES = ("llava", "llava_v1", "llava-hf", "llava-lightning", "llava_v0", "v0", "llava-mistral")
 TEMPLATES += ("llava_llama_2", "llava_llama_3", "chatml_direct", "qwen_1_5", "video-chatgpt")
-TEMPLATES += ("blip2", "instructblip", "minigpt4", "minigpt4-llama2", "smollm2")
-ALIASES = ("v1", "vicuna_v1", "vicuna_v1_1", "v0", "video-chatgpt_v1", "mistral_instruct")
+TEMPLATES += ("vicuna_v1_1", "v1_2", "blip2", "instructblip", "minigpt4", "minigpt4-llama2")
+TEMPLATES += ("smollm2",)
+ALIASES = ("v1", "vicuna_v1", "default", "video-chatgpt_v1", "mistral_instruct")
 FORMATS = ("table", "webvid", "msrvtt", "didemo", "activitynet", "lsmdc", "kinetics400", "hmdb51")
 FORMATS += ("ucf101", "instructions")
 ASPECTS = ("correctness", "detail", "context", "temporal", "consistency", "qa")
@@ -365,6 +366,9 @@ ChatModel = Annotated[
 ]
 Video = option(str, f"folder of an adapter or a strategy, or {', '.join(POOLINGS)}")
 TemplateName = option(str, f"form of the prompt, {choice(TEMPLATES)}; default: what fits the model")
+AddMarkers = Annotated[
+    bool, typer.Option("--add-markers", help="add markers of --template that the model lacks")
+]
 Temperature = Annotated[float, typer.Option(min=0, callback=finite, help="0 is greedy")]
 MaxTokens = Annotated[int, typer.Option(help="tokens of an answer", **COUNT)]
 Predictions = Annotated[Path, typer.Argument(help="JSON in the official format")]
