@@ -21,13 +21,12 @@ from first_cells import directives
 from lab import CHROMIUM, FLAGS, IDLE, jupyterlab, run_all
 from nbformat import v4
 from PIL import Image
-from test_explorer import made, noise_between
+from test_explorer import made, noise_between, only_strongest
 from tidy import KERNEL, ROOT
 
 from bt_adapter import moving_shapes as shapes
 from bt_adapter.branch import BTAdapter
 from bt_adapter.explorer import Explorer, explore
-from bt_adapter.explorer.patches import strongest
 from bt_adapter.shipped import samples_folder
 from bt_adapter.video import read_clip
 
@@ -258,7 +257,7 @@ def look_in_space(root, frame=4):
     root.get_by_label("Colour", exact=True).select_option("spatial")
     until(lambda: "video CLS token" in meaning(root), False, "in space")
     aim(root, frame, 0.9, 0.9, click=True)
-    until(lambda: "of the pinned patch" in meaning(root), False, "a patch in space")
+    until(lambda: "the patch at this place gives" in meaning(root), False, "a patch in space")
     assert "In its frame it looks most at row" in root.locator(".bta-said").text_content()
 
 
@@ -499,6 +498,12 @@ def test_screen_readers_hear_the_keyboard_only(page_of):
     root.locator(".bta-stage").focus()
     root.page.keyboard.press("PageDown")
     assert aloud.text_content() == root.locator(".bta-said").text_content()
+    root.get_by_role("button", name="Free the patch").click()
+    root.get_by_label("Colour", exact=True).select_option("spatial")
+    root.locator(".bta-stage").focus()
+    root.page.keyboard.press("Enter")  # what the patch looks at in its frame comes a moment later
+    until(lambda: "In its frame it looks most at" in aloud.text_content(), False, "aloud")
+    assert aloud.text_content() == root.locator(".bta-said").text_content()
 
 
 def test_pixels_are_those_of_the_screen(page_of):
@@ -596,21 +601,20 @@ def test_a_shortened_page_says_so(page_of, monkeypatch):
     """In a file without space each patch has its strongest others, and the share is told."""
     explorer = made(layers=2, heads=3, frames=4, grid=(4, 8), captions=())
     whole = explorer.html()
-    monkeypatch.setattr("bt_adapter.explorer.page.LIMIT", len(whole) - 24_000)
+    monkeypatch.setattr("bt_adapter.explorer.page.LIMIT", len(whole) - 34_000)
     _, root = page_of(explorer.html())
     look_in_space(root, frame=3)
     told = r"the (\d+) of 32 that it looks at most; in frame 4 that is (\d+)% of its attention"
     most, share = map(int, re.search(told, meaning(root)).groups())
     (values,), rows = saved_patches(root)
-    wanted = strongest(exact(explorer, 0, 0, 31), most)
+    wanted = only_strongest(exact(explorer, 0, 0, 31), most)
     np.testing.assert_allclose(values, wanted, atol=0.003)
     assert 2 < most < 31 and abs(100 * wanted[3].sum() - share) < 1
     assert abs(float(rows[3]["part that is drawn"]) - share / 100) < 0.01
     assert b"Shortened" in save(root, "SVG")
-    before = meaning(root)
     root.get_by_label("Head", exact=True).select_option("1")
-    text = until(lambda: meaning(root), before, "a head without space")
-    assert "mean over heads" in text and "Head 1 had no space" in text
+    until(lambda: "Head 1 had no space" in meaning(root), False, "a head without space")
+    assert "layer 1, mean over heads: in every frame" in meaning(root)
     np.testing.assert_allclose(saved_patches(root)[0][0], wanted, atol=0.003)
     assert any("(mean over heads)" in name for name in saved_patches(root)[1][0])
 
@@ -688,6 +692,8 @@ def test_a_phone(page_of):
     _, root = page_of(drawn().html(), width=390, height=800, has_touch=True)
     hover(root)  # a narrow window has a mouse
     tap(root)
+    root.get_by_label("Colour", exact=True).select_option("spatial")
+    until(lambda: "the patch at this place gives" in meaning(root), False, "a patch in space")
     check_narrow(root)
     for rule, wrong, said in (
         ("max-width: 1180px; padding: 14px", "width: 600px; padding: 14px", "too wide"),
@@ -838,7 +844,7 @@ SABOTAGE = {  # what is cut out of the script, and the step that must notice it
     "looked at by": (ANSWERS, look_back),
     "received": (ANSWERS, lambda root: colour(root, "received")),
     "in space": (ANSWERS, lambda root: colour(root, "spatial")),
-    "a patch in space": ("askPatches(view);", look_in_space),
+    "a patch in space": ("askPatches(view, aloud);", look_in_space),
     "its numbers": ('model.set("wanted", asked);', look_in_space),
     "its picture": ("weigh(view); // a pinned patch", look_in_space),
     "Esc in space": ('event.key === "Escape" && free(view)', leave_space),
@@ -995,6 +1001,7 @@ def test_notebook(notebook):
     assert visible
     choose(root, "Layer", 2)
     choose(root, "Head", 1)
+    root.get_by_role("button", name="Free the patch").click()  # the keyboard pinned one
     leave_space(root)
     root.get_by_label("Colour", exact=True).select_option("clip")
     text, changed = type_caption(root, "a red star circles clockwise on a navy background")

@@ -116,7 +116,7 @@ function draw(view, aloud = false) {
   const { on, state, model } = view;
   if (!view.film || !view.lanes || !model.get("weights").byteLength) return;
   if (state.colour === "spatial") weigh(view); // a pinned patch has a picture of its own
-  if (wantsPatches(view)) askPatches(view);
+  if (wantsPatches(view)) askPatches(view, aloud);
   const { lanes } = view;
   paint(view, on.screen, lanes[state.lane], state.frame, true);
   on.rows.forEach((row, i) => drawLane(view, row, lanes[i]));

@@ -5,10 +5,10 @@ const wantsPatches = ({ info, state }) => Boolean(info.most) && state.pinned && 
 const askedFor = ({ layer, head }) => `${layer}/${head}`;
 const patchesThere = ({ patches, state }) => (patches?.asked === askedFor(state) ? patches : null);
 
-function askPatches(view) {
+function askPatches(view, aloud) {
   const [asked, { model }] = [askedFor(view.state), view];
   if (view.asked === asked) return;
-  view.asked = asked;
+  Object.assign(view, { asked, aloud });
   if (model.get("patches_of").asked === asked) return hearPatches(view);
   model.set("wanted", asked);
   model.save_changes();
@@ -34,7 +34,7 @@ function hearPatches(view) {
   return inflated(bytes(view.model.get("patches"))).then((data) => {
     if (asked !== askedFor(view.state)) return; // another layer or head was chosen meanwhile
     view.patches = { asked, head, ...unpacked(view.info, data) };
-    draw(view);
+    draw(view, view.aloud);
   });
 }
 
@@ -64,7 +64,7 @@ const toldLane = ({ state, lanes }) => lanes[lanes[state.lane].signed ? 0 : stat
 
 function patchMeaning(view) {
   const [{ info, numbers, state }, found, lane] = [view, patchesThere(view), toldLane(view)];
-  if (!found) return "";
+  if (!found) return "Colour: spatial attention of the pinned patch.";
   const own = called({ ...state, head: found.head });
   const looks = state.side === "at";
   const what = looks
