@@ -21,6 +21,7 @@ from first_cells import directives
 from lab import CHROMIUM, FLAGS, IDLE, jupyterlab, run_all
 from nbformat import v4
 from PIL import Image
+from test_explorer import made, noise_between, only_strongest
 from tidy import KERNEL, ROOT
 
 from bt_adapter import moving_shapes as shapes
@@ -246,6 +247,36 @@ def colour(root, value):
     until(lambda: pixels(root), before, "colour")
 
 
+def meaning(root):
+    """What the colours are said to be."""
+    return root.locator(".bta-means").first.text_content()
+
+
+def look_in_space(root, frame=4):
+    """A pinned patch shows where it looks in its frame, not where CLS does."""
+    root.get_by_label("Colour", exact=True).select_option("spatial")
+    until(lambda: "video CLS token" in meaning(root), False, "in space")
+    aim(root, frame, 0.9, 0.9, click=True)
+    until(lambda: "the patch at this place gives" in meaning(root), False, "a patch in space")
+    assert "In its frame it looks most at row" in root.locator(".bta-said").text_content()
+
+
+def leave_space(root):
+    """Esc frees the patch, and the picture is that of CLS again."""
+    look_in_space(root)
+    pinned = meaning(root)
+    root.page.keyboard.press("Escape")
+    assert "of its frame’s video CLS token" in until(lambda: meaning(root), pinned, "Esc in space")
+
+
+def saved_patches(root):
+    """What the CSV says of every patch of every frame, (lanes, t, l), and what else it says."""
+    rows = list(csv.DictReader(StringIO(save(root, "CSV").decode())))
+    places = [name for name in rows[0] if re.search(r" at row \d+ column \d+$", name)]
+    values = np.array([[float(row[name]) for name in places] for row in rows])
+    return values.reshape(-1, int(len(rows) / len({r["lane"] for r in rows})), len(places)), rows
+
+
 def fade(root):
     colour(root, "received")
     before = pixels(root)
@@ -308,6 +339,7 @@ def drawn():
     taken = {text: 0.25 - 0.2 * rng.random(1 + 2 * 3 + 6) for text in heats}
     more = dict(cosines=lambda texts: np.stack([taken[text] for text in texts], 1))
     more |= dict(spatial=rng.dirichlet(np.ones(8), size=(2, 3, 6)).astype(np.float32))
+    more |= dict(between=noise_between(6, 8))
     parts = (2, 4), maps, lambda text: (0.25, heats[text]), list(heats)
     other = Explorer(clip[::-1].copy(), (2, 4), maps[:, ::-1], *parts[2:], name="backwards", **more)
     return Explorer(clip, *parts, other=other, **more)
@@ -466,6 +498,12 @@ def test_screen_readers_hear_the_keyboard_only(page_of):
     root.locator(".bta-stage").focus()
     root.page.keyboard.press("PageDown")
     assert aloud.text_content() == root.locator(".bta-said").text_content()
+    root.get_by_role("button", name="Free the patch").click()
+    root.get_by_label("Colour", exact=True).select_option("spatial")
+    root.locator(".bta-stage").focus()
+    root.page.keyboard.press("Enter")  # what the patch looks at in its frame comes a moment later
+    until(lambda: "In its frame it looks most at" in aloud.text_content(), False, "aloud")
+    assert aloud.text_content() == root.locator(".bta-said").text_content()
 
 
 def test_pixels_are_those_of_the_screen(page_of):
@@ -496,6 +534,103 @@ def test_what_is_saved(page_of):
     rows = list(csv.DictReader(StringIO(save(root, "CSV").decode())))
     wanted = explorer.maps[0, 6].mean(0)[0]
     assert np.allclose([float(row["looks at"]) for row in rows], wanted, atol=0.004)
+
+
+# --- where a pinned patch looks in its frame ---
+
+
+def exact(explorer, layer, head, patch, by=False):
+    """What a patch gives the patches of its frame, or gets from them."""
+    rows = explorer.between(layer, head)
+    return rows[:, :, patch] if by else rows[:, patch]
+
+
+def test_a_pinned_patch_in_space(page_of):
+    """Its numbers are those of Python: by layer and head, of each clip, both ways; then CLS."""
+    explorer = drawn()
+    explorer.other.between = lambda layer, head: explorer.between(layer + 5, head)
+    watched, root = page_of(explorer.html())
+    look_in_space(root)
+    (values,), rows = saved_patches(root)  # row 2, column 4
+    off = dict(atol=0.003, rtol=0)
+    np.testing.assert_allclose(values, exact(explorer, 0, 0, 7), **off)
+    cls = [float(row["spatial, the patch looks at the video CLS token"]) for row in rows]
+    np.testing.assert_allclose(cls, 1 - exact(explorer, 0, 0, 7).sum(1), **off)
+    best = exact(explorer, 0, 0, 7)[4].argmax()
+    says = f"In its frame it looks most at row {best // 4 + 1}, column {best % 4 + 1} ("
+    assert says.replace("row 2, column 4", "itself") in root.locator(".bta-said").text_content()
+    choose_tile(root)
+    until(lambda: "layer 2, head 3" in meaning(root), False, "another head")
+    np.testing.assert_allclose(saved_patches(root)[0][0], exact(explorer, 1, 3, 7), **off)
+    look_back(root)
+    assert "In its frame it is looked at most by" in root.locator(".bta-said").text_content()
+    np.testing.assert_allclose(saved_patches(root)[0][0], exact(explorer, 1, 3, 7, True), **off)
+    compare(root, "clip")
+    lanes, _ = saved_patches(root)
+    other = exact(explorer.other, 1, 3, 7, True)[::-1]  # each frame below the same picture
+    np.testing.assert_allclose(lanes[1], other, **off)
+    np.testing.assert_allclose(lanes[2], lanes[0] - lanes[1], atol=1e-6)
+    root.page.keyboard.press("Escape")
+    until(lambda: "pinned patch," in meaning(root), True, "Esc")
+    np.testing.assert_allclose(saved_patches(root)[0][0], explorer.spatial[1, 2], **off)
+    assert not watched.errors
+    check_no_request(watched)
+
+
+def test_a_patch_in_space_is_drawn_where_it_looks(page_of):
+    """Bright where its attention goes, dark elsewhere, in the frame as in the strip."""
+    explorer = drawn()
+    explorer.clip, explorer.other = np.zeros_like(explorer.clip), None
+    rows = np.zeros((6, 8, 8), np.float32)
+    rows[4, 7, 0] = 0.9
+    explorer.between = lambda layer, head: rows
+    _, root = page_of(explorer.html())
+    look_in_space(root)
+    take = "getContext('2d').getImageData(x * canvas.width, y * canvas.height, 1, 1).data"
+    read = f"(canvas, [x, y]) => Math.max(...[...canvas.{take}].slice(0, 3))"
+    for place in (SCREEN, ".bta-frame:nth-child(5) canvas"):
+        canvas = root.locator(place).first
+        assert canvas.evaluate(read, [0.1, 0.3]) > 200 > 50 > canvas.evaluate(read, [0.4, 0.8])
+    before = root.locator(".bta-frame:nth-child(4) canvas").first
+    assert before.evaluate(read, [0.1, 0.3]) < 50
+    assert "0%" in root.locator(".bta-scale").first.inner_text()
+    assert "90%" in root.locator(".bta-scale").first.inner_text()
+
+
+def test_a_shortened_page_says_so(page_of, monkeypatch):
+    """In a file without space each patch has its strongest others, and the share is told."""
+    explorer = made(layers=2, heads=3, frames=4, grid=(4, 8), captions=())
+    whole = explorer.html()
+    monkeypatch.setattr("bt_adapter.explorer.page.LIMIT", len(whole) - 34_000)
+    _, root = page_of(explorer.html())
+    look_in_space(root, frame=3)
+    told = r"the (\d+) of 32 that it looks at most; in frame 4 that is (\d+)% of its attention"
+    most, share = map(int, re.search(told, meaning(root)).groups())
+    (values,), rows = saved_patches(root)
+    wanted = only_strongest(exact(explorer, 0, 0, 31), most)
+    np.testing.assert_allclose(values, wanted, atol=0.003)
+    assert 2 < most < 31 and abs(100 * wanted[3].sum() - share) < 1
+    assert abs(float(rows[3]["part that is drawn"]) - share / 100) < 0.01
+    assert b"Shortened" in save(root, "SVG")
+    root.get_by_label("Head", exact=True).select_option("1")
+    until(lambda: "Head 1 had no space" in meaning(root), False, "a head without space")
+    assert "layer 1, mean over heads: in every frame" in meaning(root)
+    np.testing.assert_allclose(saved_patches(root)[0][0], wanted, atol=0.003)
+    assert any("(mean over heads)" in name for name in saved_patches(root)[1][0])
+
+
+def test_maps_of_elsewhere_have_no_space(page_of):
+    """Where patches look is not known, so pinning one leaves the picture of CLS."""
+    explorer = drawn()
+    explorer.between = None
+    watched, root = page_of(explorer.html())
+    colour(root, "spatial")
+    aim(root, 4, 0.9, 0.9, click=True)
+    assert "video CLS token" in meaning(root) and "Pin" not in meaning(root)
+    explorer.spatial = explorer.other = None
+    _, root = page_of(explorer.html())
+    names = root.get_by_label("Colour", exact=True).locator("option").all_text_contents()
+    assert "spatial attention" not in names and not watched.errors
 
 
 # --- one thing of a page is broken, and the check that passes on the whole page notices it ---
@@ -557,6 +692,8 @@ def test_a_phone(page_of):
     _, root = page_of(drawn().html(), width=390, height=800, has_touch=True)
     hover(root)  # a narrow window has a mouse
     tap(root)
+    root.get_by_label("Colour", exact=True).select_option("spatial")
+    until(lambda: "the patch at this place gives" in meaning(root), False, "a patch in space")
     check_narrow(root)
     for rule, wrong, said in (
         ("max-width: 1180px; padding: 14px", "width: 600px; padding: 14px", "too wide"),
@@ -707,6 +844,10 @@ SABOTAGE = {  # what is cut out of the script, and the step that must notice it
     "looked at by": (ANSWERS, look_back),
     "received": (ANSWERS, lambda root: colour(root, "received")),
     "in space": (ANSWERS, lambda root: colour(root, "spatial")),
+    "a patch in space": ("askPatches(view, aloud);", look_in_space),
+    "its numbers": ('model.set("wanted", asked);', look_in_space),
+    "its picture": ("weigh(view); // a pinned patch", look_in_space),
+    "Esc in space": ('event.key === "Escape" && free(view)', leave_space),
     "grid": (ANSWERS, lay_grid),
     "opacity": ('on.opacity.addEventListener("input"', fade),
     "bar": ('button.addEventListener("click", () => ask', press_bar),
@@ -860,6 +1001,9 @@ def test_notebook(notebook):
     assert visible
     choose(root, "Layer", 2)
     choose(root, "Head", 1)
+    root.get_by_role("button", name="Free the patch").click()  # the keyboard pinned one
+    leave_space(root)
+    root.get_by_label("Colour", exact=True).select_option("clip")
     text, changed = type_caption(root, "a red star circles clockwise on a navy background")
     assert "cosine" in text and changed
     text, changed = type_caption(root, ATTACK, by_button=True)
@@ -877,13 +1021,14 @@ def test_notebook(notebook):
     assert [url for url in notebook.requests if not url.startswith((here, "data:", "blob:"))] == []
 
 
-@pytest.mark.parametrize("what", ["caption", "layer"])
+@pytest.mark.parametrize("what", ["caption", "layer", "a patch in space"])
 def test_a_dead_python_callback_is_noticed(notebook, what, monkeypatch):
     monkeypatch.setitem(globals(), "PATIENCE_S", 1.5)
     root = notebook.page.locator(".bta").last
     steps = {
         "caption": lambda: type_caption(root, "a red star"),
         "layer": lambda: choose(root, "Layer", 2),
+        "a patch in space": lambda: look_in_space(root),
     }
     with pytest.raises(AssertionError, match="nothing changed"):
         steps[what]()

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from contextlib import nullcontext
 from io import BytesIO
@@ -22,9 +23,21 @@ from bt_adapter.explorer import recording
 from bt_adapter.explorer.page import carried
 from bt_adapter.explorer.recording import Recording, Words
 from bt_adapter.interventions import block, freeze_time, knock_out, time_heads
+from bt_adapter.maps import spatial_maps
 
 ATTACK = "</script><img src=x onerror=alert(1)>&"
 L14 = dict(layers=4, heads=16, frames=16, grid=(16, 16), size=(224, 224))
+
+
+def noise_between(frames, patches):
+    """Where patches look in their frames, and a rest for CLS: noise in every layer and head."""
+
+    def between(layer, head):
+        rng = np.random.default_rng((layer, head))
+        rows = rng.dirichlet(np.ones(1 + patches), size=(frames, patches))
+        return rows[..., 1:].astype(np.float32)
+
+    return between
 
 
 def made(layers=2, heads=3, frames=4, grid=(2, 4), size=(40, 80), captions=("one", ATTACK), **more):
@@ -34,6 +47,7 @@ def made(layers=2, heads=3, frames=4, grid=(2, 4), size=(40, 80), captions=("one
     maps = rng.dirichlet(np.ones(frames), size=(layers, patches, heads, frames))
     heat, taken = rng.random((frames, patches)), rng.random(1 + layers * heads + frames)
     more = {"spatial": rng.dirichlet(np.ones(patches), size=(layers, heads, frames))} | more
+    more = {"between": noise_between(frames, patches)} | more
     more = {"cosines": lambda texts: np.repeat(taken[:, None], len(texts), 1)} | more
     return x.Explorer(
         clip, grid, maps.astype(np.float32), lambda text: (0.5, heat), captions, **more
@@ -50,6 +64,85 @@ def test_a_page_of_sixteen_frames_of_l14_fits():
     assert 2_000_000 < len(page.encode()) <= x.LIMIT == 2_500_000
     held = data_of(page)["info"]["held"]
     assert held[:4] == ["0/0", "1/0", "2/0", "3/0"] and len(held) >= 6
+
+
+def unpacked(text, clips, frames, patches):
+    """From the bytes of a page: the shares (clips, t, l, l), and what CLS and patches get."""
+    data = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    count, shape = clips * frames * patches, (clips, frames, patches)
+    scales, rest = data[:12].view("<f4"), data[12 + 2 * count :]
+    tops = (data[12 : 12 + 2 * count].view("<u2") / 65535 * scales[0]).reshape(*shape, 1)
+    cls, got = (rest[i * count :][:count].reshape(shape) / 255 * scales[1 + i] for i in (0, 1))
+    return rest[2 * count :].reshape(*shape, patches) / 255 * tops, tops, cls, got
+
+
+def only_strongest(rows, most):
+    """All but the largest numbers of each row are 0."""
+    return np.where(rows >= np.sort(rows)[..., -most, None], rows, 0)
+
+
+def check_shares(found, rows):
+    """Shares of rows (clips, t, l, l) are those that were sent, but for rounding."""
+    shares, tops, cls, got = found
+    assert (np.abs(shares - rows) <= tops / 510 + 2e-5).all()
+    np.testing.assert_allclose(cls, 1 - rows.sum(-1), atol=cls.max() / 500)
+    np.testing.assert_allclose(got, rows.sum(-2), atol=got.max() / 500)
+
+
+def test_where_patches_look_in_a_page():
+    explorer = made(other=made(name="another"))
+    explorer.other.between = lambda layer, head: explorer.between(layer + 5, head)
+    data = data_of(explorer.html())
+    assert data["info"]["most"] == 8 and set(data["patches"]) == set(data["maps"])
+    for key, text in data["patches"].items():
+        layer, head = map(int, key.split("/"))
+        both = np.stack([one.between(layer, head) for one in explorer.both()])
+        check_shares(unpacked(text, 2, 4, 8), both)
+
+
+def test_where_patches_look_is_the_models_own_attention():
+    model = with_words(adapter(tiny_clip(image_size=(16, 32))))
+    clip = torch.randint(256, (3, 48, 64, 3), dtype=torch.uint8)
+    explorer = x.explore(model, clip, other=clip.flip(0))
+    data = data_of(explorer.html())
+    frames = torch.stack([model.clip.transform(one) for one in (clip, clip.flip(0))])
+    for layer in range(len(model.branch.spatial)):
+        own = spatial_maps(model, frames, layer)[..., 1:, 1:].numpy()  # (clips, t, h, l, l)
+        wanted = {0: own.mean(2)} | {1 + head: own[:, :, head] for head in range(own.shape[2])}
+        for head, rows in wanted.items():
+            found = unpacked(data["patches"][f"{layer}/{head}"], 2, 3, rows.shape[-1])
+            assert (np.abs(found[0] - rows) <= found[1] / 510 + 2e-5).all(), (layer, head)
+            assert np.abs(found[0] - rows[:, ::-1]).max() > 1e-3  # frames are in their order
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+def test_large_grids_have_the_strongest(clips):
+    """Of 16 frames of L/14, where the means of all layers fit, each patch has as many others."""
+    quiet = made(**L14, captions=["one"])
+    quiet.clip = np.zeros_like(quiet.clip)  # noise as a film takes the space of many patches
+    quiet.other = quiet if clips == 2 else None
+    page = quiet.html()
+    data = data_of(page)
+    most = data["info"]["most"]
+    assert len(page.encode()) <= x.LIMIT and most >= {1: 16, 2: 5}[clips]
+    assert {"0/0", "1/0", "2/0", "3/0"} <= set(data["patches"]) and len(data["maps"]) >= 6
+    for layer in (0, 3):
+        rows = quiet.between(layer, 0)
+        shares, tops, cls, got = unpacked(data["patches"][f"{layer}/0"], clips, 16, 256)
+        assert (np.abs(shares - only_strongest(rows, most)) <= tops / 510 + 2e-5).all()
+        np.testing.assert_allclose(cls, [1 - rows.sum(-1)] * clips, atol=cls.max() / 500)
+        np.testing.assert_allclose(got, [rows.sum(-2)] * clips, atol=got.max() / 500)
+
+
+def test_no_space_is_no_patches(monkeypatch):
+    explorer = made(layers=2, heads=1, frames=4, grid=(8, 8))
+    between, explorer.between = explorer.between, None
+    bare = explorer.html()
+    explorer.between = between
+    assert data_of(bare)["info"]["most"] == 0 < data_of(explorer.html())["info"]["most"]
+    monkeypatch.setattr("bt_adapter.explorer.page.LIMIT", len(bare))
+    data = data_of(explorer.html())
+    assert data["info"]["most"] == 0 and data["patches"] == {} and len(data["maps"]) >= 2
 
 
 def test_two_clips_of_sixteen_frames_of_l14_fit():
@@ -162,6 +255,19 @@ def test_the_widget_answers():
     live.question = dict(slot=1, caption="?")
     assert live.answer["note"] == "No such words." and live.heat == b""
     assert live.answer["slot"] == 1 and live.answer["effects"] is None
+
+
+def test_the_widget_sends_patches_when_they_are_wanted():
+    explorer = made()
+    between, asked = explorer.between, []
+    explorer.between = lambda *place: asked.append(place) or between(*place)
+    live = x.live_widget(explorer)
+    live.layer = 1
+    assert not asked and not live.patches and live.info["most"] == 8
+    live.wanted = "1/2"
+    assert asked == [(1, 2)] and live.patches_of == dict(asked="1/2", head=2)
+    found = unpacked(base64.b64encode(live.patches), 1, 4, 8)
+    check_shares(found, between(1, 2)[None])
 
 
 def test_plain_widgets_where_anywidget_is_missing(monkeypatch):

@@ -65,6 +65,8 @@ class ClipMaps:
     captions: Sequence[str] = ()  # offered at once; the only ones that a file knows
     fps: float = 4.0  # of playing
     spatial: Float[np.ndarray, "k h t l"] | None = None  # from `cls_attention`
+    # layer, head (0: the mean) -> (t, l, l), from `patch_attention`
+    between: Callable[[int, int], np.ndarray] | None = None
     # captions -> their cosines (1 + k h + t, n), as `embeddings_without` takes parts out
     cosines: Callable[[Sequence[str]], np.ndarray] | None = None
     other: "ClipMaps | None" = None  # a clip to compare with

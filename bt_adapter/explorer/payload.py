@@ -41,7 +41,7 @@ def film_strip(
 
 # %% ../../nbs/workshop/explorer/payload.ipynb #7b91105d
 SCRIPTS = "explorer_style explorer_tools explorer_sheet explorer_numbers explorer_painting".split()
-SCRIPTS += ["explorer_parts", "explorer"]
+SCRIPTS += ["explorer_space", "explorer_parts", "explorer"]
 
 
 def explorer_script() -> str:

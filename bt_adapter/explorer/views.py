@@ -98,7 +98,8 @@ def _of_clip(recording: Recording, clip: Tensor, **more) -> Explorer:
     "The explorer of one clip, without captions."
     model, run = recording.model, recording.run
     part = array(seen_part(clip, model.clip.image_size))
-    more |= dict(spatial=array(run.spatial), cosines=recording.cosines)
+    more |= dict(spatial=array(run.spatial), between=recording.between)
+    more |= dict(cosines=recording.cosines)
     return Explorer(part, model.clip.grid, array(run.maps), recording.relevance, **more)
 
 

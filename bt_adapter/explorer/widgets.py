@@ -12,6 +12,7 @@ from functools import cache
 from html import escape
 
 from .page import told
+from .patches import sent_patches
 from .payload import explorer_script
 from ..figures import Picture
 
@@ -19,7 +20,7 @@ from ..figures import Picture
 @cache
 def _live_class():
     import anywidget
-    from traitlets import Bytes, Dict, Float, Int
+    from traitlets import Bytes, Dict, Float, Int, Unicode
 
     class LiveExplorer(anywidget.AnyWidget):
         "The explorer in a notebook."
@@ -32,7 +33,8 @@ def _live_class():
         weights, weights_top = Bytes().tag(sync=True), Float().tag(sync=True)
         spatial, spatial_top = Bytes().tag(sync=True), Float().tag(sync=True)
         question, answer = Dict().tag(sync=True), Dict().tag(sync=True)
-        heat = Bytes().tag(sync=True)
+        heat, patches = Bytes().tag(sync=True), Bytes().tag(sync=True)
+        wanted, patches_of = Unicode().tag(sync=True), Dict().tag(sync=True)
 
     return LiveExplorer
 
@@ -56,7 +58,14 @@ def live_widget(
             live.heat = answer.pop("heat")
             live.answer = live.question | answer
 
+    def look(_):
+        layer, head = map(int, live.wanted.split("/"))
+        with live.hold_sync():
+            live.patches = sent_patches(explorer, layer, head)
+            live.patches_of = dict(asked=live.wanted, head=head)
+
     live.observe(choose, ["layer", "head"])
+    live.observe(look, "wanted")
     live.observe(ask, "question")
     choose()
     return live

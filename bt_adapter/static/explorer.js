@@ -14,6 +14,7 @@ function begin(model, el) {
   view.part = (names, element) => (element.hidden = !placed(names)); // there with any of these parts
   view.numbers = numbers(view);
   view.colours = bytes(model.get("colours"));
+  if (typeof DecompressionStream === "undefined") info.most = 0; // an old browser shows the CLS token alone
   const makers = [makeHead, makeControls, makePlayer, makeCaptions, makeInfo, makeStage, makeOverview, makeBars, makeExports];
   makers.forEach((maker) => maker(view));
   return view;
@@ -33,7 +34,9 @@ function sentence({ state, lanes, info, numbers }) {
   return `${where} ${verb} ${most(lanes[0])}.${other}`;
 }
 
-function heatSentence({ state, lanes, numbers }) {
+function heatSentence(view) {
+  const { state, lanes, numbers } = view;
+  if (wantsPatches(view)) return patchSentence(view);
   const { values } = lanes[state.lane];
   if (!values) return "";
   const own = values[state.frame * numbers.patches + numbers.patch()];
@@ -47,21 +50,31 @@ function tell(view, aloud) {
   if (aloud) view.on.aloud.textContent = text; // a screen reader hears the keyboard, not the mouse
 }
 
-function sayWhatIsMissing({ on, state, lanes, info }) {
+function sayWhatIsMissing(view) {
+  const { on, state, lanes, info } = view;
   const missing = state.colour === "relevance" && !lanes[state.lane].values;
   const untrained = info.trained && state.frame >= info.trained;
   const why = missing ? "No caption, no relevance: write one above and press Enter." : "";
   const noise = untrained ? `Frame ${state.frame + 1} is beyond the ${info.trained} frames of training: noise.` : "";
-  on.over.textContent = [why, noise].filter(Boolean).join(" ");
+  const late = wantsPatches(view) && !patchesThere(view) ? "Where this patch looks in its frame is on its way." : "";
+  on.over.textContent = [why, late, noise].filter(Boolean).join(" ");
   on.over.hidden = !on.over.textContent;
 }
 
 // ---- drawing
 
+function meaning(view) {
+  const { info, state } = view;
+  if (wantsPatches(view)) return patchMeaning(view);
+  const hint = state.colour === "spatial" && info.most ? " Pin a patch to see where it looks in its frame." : "";
+  return state.colour in UNITS ? `Colour: ${UNITS[state.colour][2]}.${hint}` : "";
+}
+
 function drawScales(view) {
   const { on, state, lanes, top } = view;
   const known = state.colour in UNITS;
-  on.unit.textContent = known ? `Colour: ${UNITS[state.colour][2]}.` : "";
+  const text = meaning(view);
+  if (on.unit.textContent !== text) on.unit.textContent = text;
   for (const { box, low, ramp, high, signed } of on.scales) {
     box.hidden = !known || !lanes.some((lane) => lane.values && lane.signed === signed);
     if (box.hidden) continue;
@@ -100,8 +113,11 @@ function drawLane(view, row, lane) {
 }
 
 function draw(view, aloud = false) {
-  const { on, state, lanes, model } = view;
-  if (!view.film || !lanes || !model.get("weights").byteLength) return;
+  const { on, state, model } = view;
+  if (!view.film || !view.lanes || !model.get("weights").byteLength) return;
+  if (state.colour === "spatial") weigh(view); // a pinned patch has a picture of its own
+  if (wantsPatches(view)) askPatches(view, aloud);
+  const { lanes } = view;
   paint(view, on.screen, lanes[state.lane], state.frame, true);
   on.rows.forEach((row, i) => drawLane(view, row, lanes[i]));
   tell(view, aloud);
@@ -119,16 +135,20 @@ function drawMeaning({ on, state }) {
       : `How much of its temporal attention the patch gives the chosen frame, ${where}, ${called(state)}: each frame has 100% of its own, where its bar is full.`;
 }
 
-function redraw(view) {
-  const { on, state } = view;
+function weigh(view) {
   view.lanes = view.numbers.lanes();
-  state.lane = within(state.lane, view.lanes.length);
+  view.state.lane = within(view.state.lane, view.lanes.length);
+  view.top = view.numbers.scale(view.lanes);
+  drawScales(view);
+}
+
+function redraw(view) {
+  const { on } = view;
+  weigh(view);
   if (on.rows?.length !== view.lanes.length) {
     makeLanes(view, view.lanes);
     wireLanes(view);
   }
-  view.top = view.numbers.scale(view.lanes);
-  drawScales(view);
   drawMeaning(view);
   drawOverview(view);
   drawBars(view);
@@ -389,17 +409,32 @@ function sheet(view) {
   return sheetOf(linesOfSheet(view), lanes, scales);
 }
 
-function table(view) {
+// The whole picture of each frame, beside its value at the chosen patch.
+function heatColumns(view) {
   const { info, state, lanes, numbers } = view;
+  if (!lanes[0].values) return { names: [], of: () => [] };
+  const { patches } = numbers;
+  const [what, facts] = wantsPatches(view) ? [patchColour(view), patchFacts(view)] : [state.colour, []];
+  const places = range(patches).map((i) => `${what} at row ${Math.floor(i / info.columns) + 1} column ${(i % info.columns) + 1}`);
+  const of = (lane, frame) => [
+    ...facts.map(([, value]) => (lane.signed ? "" : value(lane, frame))),
+    ...lane.values.subarray(frame * patches, (frame + 1) * patches),
+  ];
+  return { names: [...facts.map(([name]) => name), ...places], of };
+}
+
+function table(view) {
+  const { state, lanes, numbers } = view;
+  const heat = heatColumns(view);
   const names = ["lane", "layer", "head", "row", "column", "chosen frame", "frame", state.side === "at" ? "looks at" : "is looked at by", state.colour];
   const facts = [state.layer + 1, state.head || "mean", state.row + 1, state.column + 1, state.frame + 1];
   const rows = lanes.flatMap((lane) =>
     lane.shares().map((share, i) => {
-      const heat = lane.values ? lane.values[i * numbers.patches + numbers.patch()] : "";
-      return [lane.name, ...facts, numbers.frameIn(lane.clip, i) + 1, share, heat];
+      const own = lane.values ? lane.values[i * numbers.patches + numbers.patch()] : "";
+      return [lane.name, ...facts, numbers.frameIn(lane.clip, i) + 1, share, own, ...heat.of(lane, i)];
     }),
   );
-  return [names, ...rows].map((row) => row.map(cellOf).join(",")).join("\n") + "\n";
+  return [[...names, ...heat.names], ...rows].map((row) => row.map(cellOf).join(",")).join("\n") + "\n";
 }
 
 function wireExports(view) {
@@ -431,6 +466,7 @@ function render({ model, el, changed = () => {} }) {
   view.changed = () => changed(view);
   view.viridis = bytes(model.get("viridis"));
   const heard = { "change:weights": () => redraw(view), "change:answer": () => hear(view) };
+  heard["change:patches_of"] = () => hearPatches(view);
   for (const [name, call] of Object.entries(heard)) model.on(name, call);
   view.ready = start(view);
   const watch = new ResizeObserver(() => draw(view));
@@ -446,7 +482,7 @@ function render({ model, el, changed = () => {} }) {
 // What Python does in a notebook, from maps that a file carries.
 function carried(data) {
   const decode = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
-  const state = { layer: 0, head: 0, answer: {}, heat: decode(""), info: data.info };
+  const state = { layer: 0, head: 0, answer: {}, heat: decode(""), patches_of: {}, info: data.info };
   for (const name of ["film", "colours", "viridis", "overview"]) state[name] = decode(data[name]);
   const listeners = {};
   function put(values) {
@@ -459,8 +495,14 @@ function carried(data) {
     const { heat, ...answer } = found ?? { heat: "", note: unknown, top: 0, effects: null };
     put({ heat: decode(heat), answer: { slot, caption, ...answer } });
   }
+  function lookUp(asked) {
+    const [layer, head] = asked.split("/"); // a head that had no space is told by the mean over heads
+    const found = Object.hasOwn(data.patches, asked) ? head : 0;
+    put({ patches: decode(data.patches[`${layer}/${found}`]), patches_of: { asked, head: Number(found) } });
+  }
   function answer(name) {
     if (name === "question") return reply(state.question);
+    if (name === "wanted") return lookUp(state.wanted);
     const [weights, weights_top, spatial, spatial_top] = data.maps[`${state.layer}/${state.head}`];
     put({ weights_top, spatial: decode(spatial), spatial_top, weights: decode(weights) });
   }

@@ -2,7 +2,8 @@
 // `info.frame_of[clip][i]` is the tile of the film that shows frame i of a clip; `info.pairs[i]` is the
 // frame of clip 1 that stands below frame i of clip 0: of a clip played backwards, the same picture.
 
-function numbers({ model, info, state, answers }) {
+function numbers(view) {
+  const { model, info, state, answers } = view;
   const { frames, rows, columns } = info;
   const patches = rows * columns;
   const patch = () => state.row * columns + state.column;
@@ -35,6 +36,7 @@ function numbers({ model, info, state, answers }) {
   }
   function heat(clip, slot) {
     if (state.colour === "received") return received(clip);
+    if (wantsPatches(view)) return patchHeat(view, clip);
     if (state.colour === "spatial") return stored(bytes(model.get("spatial")), clip, model.get("spatial_top"));
     if (state.colour === "relevance") return stored(answers[slot].heat, clip, answers[slot].top);
     return null;
