@@ -4189,6 +4189,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'bt_adapter/timecheck/degrees.py'),
                                               'bt_adapter.timecheck.degrees._sentences': ( 'workshop/timecheck/degrees.html#_sentences',
                                                                                            'bt_adapter/timecheck/degrees.py'),
+                                              'bt_adapter.timecheck.degrees._way': ( 'workshop/timecheck/degrees.html#_way',
+                                                                                     'bt_adapter/timecheck/degrees.py'),
                                               'bt_adapter.timecheck.degrees.backwards': ( 'workshop/timecheck/degrees.html#backwards',
                                                                                           'bt_adapter/timecheck/degrees.py'),
                                               'bt_adapter.timecheck.degrees.one_frame': ( 'workshop/timecheck/degrees.html#one_frame',
