@@ -8,14 +8,23 @@ import pytest
 import torch
 from test_architecture import WORLD
 from test_packaging import python
+from tidy import ROOT
 from timecheck_faults import FAULTS, HEALTHY
 from tiny import tiny_clip
+from tiny_video import tiny_encoders, tiny_models
 
 from bt_adapter import timecheck
 from bt_adapter.branch import BTAdapter
+from bt_adapter.ledger import read_csv
 from bt_adapter.retrieval import wrong_orders
 from bt_adapter.timecheck import degrees, numbered, rendered
-from bt_adapter.timecheck.encoders import encoder_named, of_adapter, of_open_clip, of_transformers
+from bt_adapter.timecheck.encoders import (
+    encoder_named,
+    encoder_of,
+    of_adapter,
+    of_open_clip,
+    of_transformers,
+)
 
 # Encoders.
 
@@ -72,35 +81,53 @@ def test_the_adapter_on_shuffled_frames_has_none(adapter):
     assert found.unrest > 0.1 and "Asked twice" in found.notes[0]
 
 
-def tiny_models():
-    import transformers as t
-
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-    sizes |= dict(intermediate_size=64, image_size=32, num_frames=4)
-    yield t.TimesformerModel, t.TimesformerConfig(patch_size=8, **sizes)
-    yield t.VivitModel, t.VivitConfig(tubelet_size=[2, 8, 8], **sizes)
-    yield t.VideoMAEModel, t.VideoMAEConfig(patch_size=8, **sizes)
-    sizes |= dict(crop_size=32, patch_size=8, frames_per_clip=4, pred_hidden_size=16)
-    sizes |= dict(pred_num_hidden_layers=1, pred_num_attention_heads=2)
-    yield t.VJEPA2Model, t.VJEPA2Config(**sizes)
-    vision = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32)
-    vision |= dict(intermediate_size=64, num_frames=4, patch_size=8, mit_hidden_size=16)
-    vision |= dict(mit_intermediate_size=32, mit_num_hidden_layers=1, mit_num_attention_heads=2)
-    text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
-    text |= dict(vocab_size=99, bos_token_id=0, eos_token_id=98)
-    yield t.XCLIPModel, t.XCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-
-
-def test_random_video_models_have_no_words_and_the_probe_is_told():
-    torch.manual_seed(0)
-    for kind, config in tiny_models():
-        found = check(kind(config).eval(), frames=None, size=None)
-        assert found.frames == 4 and found.size == 32 and found.name == kind.__name__
-        assert not found.verdict.found and not found.found, kind
+def test_random_video_models_are_not_found_by_text_and_the_probe_is_told():
+    words = []
+    for encoder in tiny_encoders():
+        found = check(encoder)
+        assert found.frames == 4 and found.size == 32
         assert 0.3 < found.readable.value < 0.9
-        assert found.verdict.degree in (0, 1, 2) and not found.note
-        if kind.__name__ == "TimesformerModel":  # its time embeddings begin at zero
+        assert not found.verdict.found and found.verdict.degree in (0, 1, 2) and not found.note
+        if encoder.name == "TimesformerModel":  # its time embeddings begin at zero
             assert found.verdict.degree == 0
+        if found.found:
+            words.append(encoder.name)
+            low, high = found.found["direction"].interval
+            assert low < 0.5 < high and "text is right in" in found.verdict.sentence
+    assert words == ["XCLIPModel"]
+
+
+def test_video_models_are_taken_as_they_are():
+    for kind, config in tiny_models():
+        encoder = encoder_of(kind(config).eval())
+        shape = encoder.frames, encoder.size, encoder.name, encoder.note
+        assert shape == (4, 32, kind.__name__, "") and encoder.encode_text is None
+
+
+def test_rows_of_verdicts():
+    """What `tests/benchmarks/verdicts.py` wrote, at the size that the check has by itself."""
+    rows = read_csv(ROOT / "tests/benchmarks/verdicts.csv")
+    assert {row["pairs"] for row in rows} == {"24"}
+    names = {row["encoder"] for row in rows}
+    by_name = {name: [row for row in rows if row["encoder"] == name] for name in names}
+    random = {kind.__name__ for kind, _ in tiny_models()}
+    assert by_name.keys() >= random | {"frozen CLIP", "the adapter, frames shuffled"}
+    for name, some in by_name.items():
+        assert [row["seed"] for row in some] == ["0", "1", "2"]
+        assert all(row["probe"] for row in some)
+        degrees = {int(row["degree"]) for row in some}
+        if name not in random:
+            assert degrees == {3 if name == "the adapter" else 0}
+        elif name == "XCLIPModel":
+            assert all(float(r["direction low"]) < 50 < float(r["direction high"]) for r in some)
+        else:
+            assert 3 not in degrees and not any(row["direction"] for row in some)
+    drawn = [r for r in rows if r["encoder"] in random - {"TimesformerModel"}]
+    told = (ROOT / "nbs/32_does_it_see_time.ipynb").read_text(encoding="utf-8")
+    probes = [float(row["probe"]) for row in drawn]
+    some = sum(row["degree"] == "2" for row in drawn)
+    assert f"in {some} of {len(drawn)} runs at the standard size" in told
+    assert f"right in {min(probes):.0f} to {max(probes):.0f}%" in told
 
 
 def color(clips):
@@ -134,7 +161,18 @@ def test_more_noise_than_time(adapter):
     noisy = lambda clips: color(clips) + torch.from_numpy(rng.normal(0, 9, (len(clips), 3)))  # noqa: E731
     found = check(noisy, size=16)
     assert not found.verdict.reacts and "evaluation mode" in found.notes[0]
-    assert "no further than the same clip again" in found.verdict.sentence
+    moved = found.moved["reversed"]
+    said = f"further than the same clip again in {moved} of cases, and clearly most are needed"
+    if not moved.right:
+        said = "no further than the same clip again"
+    assert said in found.verdict.sentence
+
+
+def test_a_verdict_says_how_many_moved():
+    few, none = degrees.Share(15, 32), degrees.Share(0, 32)
+    for moved, said in (few, f"again in {few} of cases"), (none, "moves its embedding no further"):
+        told = degrees.verdict(dict(reversed=moved, shuffled=none), few, {})
+        assert told.degree == 0 and said in told.sentence
 
 
 def test_mean_over_frames_in_half_precision_is_blind():

@@ -1,9 +1,11 @@
 """The time check as tasks of mteb, and as a folder of lmms-eval."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
+from importlib.metadata import requires
 from importlib.util import find_spec
 
 import numpy as np
@@ -40,12 +42,24 @@ def adapter():
     return BTAdapter.from_pretrained("moving-shapes")
 
 
+@pytest.fixture
+def without_video_extra(mteb, monkeypatch):
+    """mteb without its extra for videos: of what that brings, only `datasets` is there."""
+    brought = [need for need in requires("mteb") if need.endswith('extra == "video"')]
+    brought = {re.match(r"[\w-]+", need)[0] for need in brought}
+    assert brought == {"datasets", "torchcodec"}
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    with pytest.raises(ModuleNotFoundError):
+        import torchcodec  # noqa: F401
+
+
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("without_video_extra")
 def test_mteb_finds_the_numbers_of_the_check(mteb, adapter, monkeypatch):
     monkeypatch.setattr(rendered, "BINDING", 6)
     monkeypatch.setattr(rendered, "STILLS", 16)
     monkeypatch.setattr(rendered, "SHUFFLED", 8)
-    how, names = dict(cache=None, show_progress_bar=False), ("direction", "binding")
+    how, names = dict(cache=None, show_progress_bar=False), ("direction", "motion", "binding")
     model = mteb_model(adapter, frames=4, name="me/mine")
     judged = mteb.evaluate(model, tasks=mteb_tasks(names, **FEW), **how)
     wanted = timecheck.check(adapter, **FEW).found
@@ -53,7 +67,8 @@ def test_mteb_finds_the_numbers_of_the_check(mteb, adapter, monkeypatch):
         (scores,) = result.scores["test"]
         assert result.task_name == f"MovingShapes{name.title()}"
         assert scores["main_score"] == scores["accuracy"] == round(wanted[name].value, 5)
-        assert scores["chance"] == 0.5 and scores["pair_chance"] == 0.25
+        assert scores["chance"] == wanted[name].line
+        assert scores["pair_chance"] == wanted[name].line ** 2
         assert 0 < scores["pair_accuracy"] < scores["accuracy"]
     blind = mteb_model(adapter.clip, frames=4)
     (result,) = mteb.evaluate(blind, tasks=mteb_tasks("direction", **FEW), **how).task_results
@@ -106,6 +121,18 @@ def test_another_model_of_the_same_name_has_another_revision(mteb, adapter):
         for model, frames in ((adapter, 4), (adapter, 4), (adapter, 8), (adapter.clip, 4))
     ]
     assert revisions[0] == revisions[1] and len({*revisions}) == 3
+
+
+def test_the_check_renders_as_many_clips_as_its_words_say():
+    asked = []
+
+    def embed(clips):
+        asked.append(len(clips))
+        return clips.float().mean((2, 3)).flatten(1)
+
+    timecheck.check(embed, lambda texts: torch.rand(len(texts), 6), frames=2, size=8)
+    (said,) = re.findall(r"on (\d+) rendered clips", timecheck.check.__doc__)
+    assert sum(asked) == int(said)
 
 
 def test_each_clip_has_its_captions_to_choose_from(adapter):

@@ -330,6 +330,28 @@ def adapter(folder):
     )
 
 
+def frozen(folder):
+    """A CLIP of open_clip by its name, with random weights: words, and no time axis."""
+    return (
+        "assert not is_adapter and encoder.encode_text and not (picture or explorer)\n"
+        "assert 'time axis' in encoder.note and encoder.frames != FRAMES and not right.any()"
+    )
+
+
+def the_form(name, weights, frames, own):
+    """The cells of the lesson, with a model and clips of one's own."""
+    chosen = {
+        "OWN = {}": f"OWN = {own!r}",
+        "FRAMES = 8": f"FRAMES = {frames}",
+        'NAME, WEIGHTS = "moving-shapes", None': f"NAME, WEIGHTS = {name!r}, {weights!r}",
+    }
+    cells = code_of(FORM)
+    for old, new in chosen.items():
+        (place,) = (name for name, code in cells.items() if old in code)
+        cells[place] = cells[place].replace(old, new)
+    return cells
+
+
 @pytest.mark.slow
 def test_the_form_for_models_of_ones_own(tmp_path, warm, monkeypatch):
     """Every cell, for other models than the shipped one, and clips with captions of one's own."""
@@ -338,20 +360,33 @@ def test_the_form_for_models_of_ones_own(tmp_path, warm, monkeypatch):
     own = {str(CLIPS / f"{a}.mp4"): (f"it moves {a}", f"it moves {b}") for a, b in told.items()}
     far = "assert set(far) == set(orders) and len(whole) == 3 and max(far['asked again']) < 1e-3\n"
     run = {}
-    for save in (video_model, adapter):  # in one process, as somebody who changes the cell
-        after = save(tmp_path / save.__name__)
-        chosen = {
-            "OWN = {}": f"OWN = {own!r}",
-            "FRAMES = 8": "FRAMES = 4",
-            'NAME, WEIGHTS = "moving-shapes"': f"NAME, WEIGHTS = {str(tmp_path / save.__name__)!r}",
-        }
-        cells = code_of(FORM)
-        for old, new in chosen.items():
-            (place,) = (name for name, code in cells.items() if old in code)
-            cells[place] = cells[place].replace(old, new)
-        cells["after"] = far + after
-        run |= {f"{save.__name__} {name}": code for name, code in cells.items()}
+    for save in (video_model, adapter, frozen):  # in one process, as who changes the cell
+        folder = tmp_path / save.__name__
+        after = save(folder)
+        name, weights = (str(folder), None) if folder.exists() else ("ViT-B-32", "random")
+        cells = the_form(name, weights, 4, own) | dict(after=far + after)
+        run |= {f"{save.__name__} {cell}": code for cell, code in cells.items()}
     warm.run(run, tmp_path, 120)
+
+
+@pytest.mark.slow
+def test_the_form_refuses_another_number_of_frames(tmp_path, warm, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    video_model(folder := tmp_path / "video")
+    with pytest.raises(AssertionError, match="takes clips of 4 frames: set FRAMES to that"):
+        warm.run(the_form(str(folder), None, 8, {}), tmp_path, 120)
+
+
+def test_measured_memory_stands_in_the_form():
+    """What `tests/benchmarks/form_memory.py` wrote."""
+    rows = {r["phase"]: r for r in read_csv(ROOT / "tests/benchmarks/form_memory.csv")}
+    assert rows.keys() >= {"states", "sweep"}
+    cells = json.loads(FORM.read_text(encoding="utf-8"))["cells"]
+    (told,) = (text for cell in cells if "form_memory.py" in (text := "".join(cell["source"])))
+    for row in rows.values():
+        assert row["clip"] == "ViT-L-14" and row["frames"] == "16"
+        for key in ("above_MB", "process_MB"):
+            assert f"{int(row[key]) / 1000:.1f} GB" in told
 
 
 def test_cells_for_a_gpu_say_that_they_were_not_run():

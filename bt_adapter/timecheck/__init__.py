@@ -50,7 +50,7 @@ def check(
     batch: int = 16,  # clips at a time
     seed: int = 0,  # draws the clips
 ) -> Report:
-    """Judge whether an encoder sees time, on about 800 rendered clips.
+    """Judge whether an encoder sees time, on 640 rendered clips, with fewer `pairs` on fewer.
 
     Known kinds of models: BTAdapter, FrozenCLIP, models of transformers and of open_clip, and
     objects with `embed_video` or `encode_video`. Asking is done without gradients.

@@ -155,11 +155,17 @@ def verdict(
     return Verdict(*degrees, " ".join(_sentences(degrees, moved, readable, found)))
 
 # %% ../../nbs/workshop/timecheck/degrees.ipynb #b8b89fa8
+def _way(moved):
+    if moved["reversed"].right == 0:
+        return "no further than the same clip again"
+    some = f"in {moved['reversed']} of cases"
+    return f"further than the same clip again {some}, and clearly most are needed"
+
+
 def _sentences(degrees, moved, readable, found):
     _, reads, finds = degrees
     if not any(degrees):
-        blind = "a clip played backwards moves its embedding no further than the same clip again"
-        yield f"It does not see time: {blind}."
+        yield f"It does not see time: a clip played backwards moves its embedding {_way(moved)}."
         return
     if finds:
         told = f"text finds the direction in {100 * found['direction'].value:.0f}% of clips"
