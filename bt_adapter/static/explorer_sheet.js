@@ -21,6 +21,17 @@ function oneFrame(sheet, { canvas, label, share, part }, x, y, wide, high) {
   element("rect", sheet, { x: left, y: y + high + 20, width: wide * part[1], height: 5, fill: "#0072b2" });
 }
 
+// A sentence in lines of so many letters at most.
+function wrapped(line, letters) {
+  const lines = [];
+  for (const word of line.split(" ")) {
+    const longer = lines.length ? `${lines.at(-1)} ${word}` : word;
+    if (lines.length && longer.length <= letters) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
+}
+
 // lines: sentences; lanes: [{ name, frames: [{ canvas, label, share, part }] }]; scales: [{ canvas, low, high }].
 function sheetOf(lines, lanes, scales) {
   const across = Math.min(8, lanes[0].frames.length);
@@ -31,7 +42,7 @@ function sheetOf(lines, lanes, scales) {
   const sheet = element("svg", null, { width, "font-family": "sans-serif", "font-size": 13 });
   element("rect", sheet, { width: "100%", height: "100%", fill: "white" });
   let y = 22;
-  for (const line of lines) {
+  for (const line of lines.flatMap((text) => wrapped(text, width / 6.8))) {
     element("text", sheet, { x: 10, y }, line);
     y += 18;
   }
