@@ -36,7 +36,7 @@ from .moving_shapes import (
 )
 from .progress import progress
 from .scenes import FIGURES, scores
-from .shipped import SHIPPED, samples_folder
+from .shipped import SHIPPED, level_of, samples_folder
 from .small_clip import vocabulary
 from .terminal import shown
 from .video import ClipError, read_clips, write_clip
@@ -199,9 +199,9 @@ def rank(
     return rows
 
 # %% ../nbs/workshop/demo.ipynb #cb27b4af
-def unknown_words(captions: list[str]) -> list[str]:
-    "Words that no caption of Moving Shapes holds."
-    return sorted(set(re.findall("[a-z]+", " ".join(captions).lower())) - set(vocabulary()))
+def unknown_words(captions: list[str], level: int = 1) -> list[str]:
+    "Words that no caption of Moving Shapes holds, up to a level."
+    return sorted(set(re.findall("[a-z]+", " ".join(captions).lower())) - set(vocabulary(level)))
 
 # %% ../nbs/workshop/demo.ipynb #f9504b9b
 TALKERS = {  # who answers: what is plugged in, as for `plug_small`
@@ -297,9 +297,11 @@ def notes(
 ) -> list[str]:
     "What to know before believing percentages for clips of one's own."
     found = [] if captions else ["give --captions to rank sentences for these clips"]
-    strange = ", ".join(unknown_words(captions))
+    if model.clip.name not in SHIPPED:
+        return found
+    strange = ", ".join(unknown_words(captions, level_of(model.clip.name)))
     others = [*["clips"] * own, *[f"words ({strange})"] * bool(strange)]
-    if model.clip.name in SHIPPED and others:
+    if others:
         told = f"of other {' and '.join(others)} it knows nothing"
         found.append(f"this model knows only Moving Shapes; {told}")
     return found

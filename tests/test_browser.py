@@ -309,14 +309,21 @@ def link(root):
     """The address opens what is seen."""
     pin(root)
     choose_tile(root)
+    compare(root, "clip")
+    colour(root, "received")
+    root.get_by_label("Opacity", exact=True).fill("35")
+    root.locator(".bta-lane").nth(1).locator("canvas").nth(4).click(position={"x": 9, "y": 9})
     read = "() => location.hash"
-    until(lambda: "head=3" in root.page.evaluate(read), False, "link")
-    here = chosen(root)
+    for word in ("head=3", "opacity=35", "lane=2"):
+        until(lambda word=word: word in root.page.evaluate(read), False, "link")
+    here, seen = chosen(root), pixels(root)
     root.page.reload()
     until(root.locator(".bta-said").text_content, "", "first view")
     until(lambda: root.get_by_label("Head", exact=True).input_value(), "0", "link")
     assert chosen(root) == here
     assert root.get_by_role("button", name="Free the patch").count() == 1
+    assert root.get_by_label("Opacity", exact=True).input_value() == "35"
+    assert pixels(root) == seen  # of the second lane, as faint as before
 
 
 def play(root):
@@ -335,14 +342,21 @@ def drawn():
     rng = np.random.default_rng(0)
     clip = rng.integers(256, size=(6, 40, 80, 3), dtype=np.uint8)
     maps = rng.dirichlet(np.ones(6) / 2, size=(2, 8, 3, 6)).astype(np.float32)
+    other = drawn_of(rng, clip[::-1].copy(), maps[:, ::-1], 0.17)
+    other.name = "backwards"
+    first = drawn_of(rng, clip, maps, 0.25)
+    first.other = other
+    return first
+
+
+def drawn_of(rng, clip, maps, cosine):
+    """One of its clips: each has cosines, heat and spatial attention of its own."""
     heats = {text: rng.random((6, 8)) for text in ("to the left", ATTACK)}
-    taken = {text: 0.25 - 0.2 * rng.random(1 + 2 * 3 + 6) for text in heats}
+    taken = {text: cosine - 0.2 * rng.random(1 + 2 * 3 + 6) for text in heats}
     more = dict(cosines=lambda texts: np.stack([taken[text] for text in texts], 1))
     more |= dict(spatial=rng.dirichlet(np.ones(8), size=(2, 3, 6)).astype(np.float32))
     more |= dict(between=noise_between(6, 8))
-    parts = (2, 4), maps, lambda text: (0.25, heats[text]), list(heats)
-    other = Explorer(clip[::-1].copy(), (2, 4), maps[:, ::-1], *parts[2:], name="backwards", **more)
-    return Explorer(clip, *parts, other=other, **more)
+    return Explorer(clip, (2, 4), maps, lambda text: (cosine, heats[text]), list(heats), **more)
 
 
 @pytest.fixture
@@ -424,7 +438,8 @@ def test_pictures(page_of):
     clip = read_clip(samples_folder() / "clips/clockwise.mp4")
     says = "a red star circles {} on a navy background".format
     captions = [says("clockwise"), says("counter-clockwise"), "a dog rides a bicycle"]
-    html = explore(model, clip, captions, other=clip.flip(0)).html()
+    others = [shapes.caption(scene) for scene in shapes.gallery("test", 240)]
+    html = explore(model, clip, captions, other=clip.flip(0), others=others).html()
     here = "#" + urlencode(dict(SHOWN, caption=captions[0]))
     for name, size in dict(
         explorer=dict(width=1100),
@@ -472,7 +487,7 @@ def test_one_scale(page_of):
         take = "c => c.getContext('2d').getImageData(.375 * c.width, .8 * c.height, 1, 1).data[0]"
         seen.append(root.locator(".bta-frame canvas").nth(4).evaluate(take))
     assert seen[0] > 200 > 100 > seen[1]
-    assert "0.8 of the cosine" in root.locator(".bta-scale").first.inner_text()
+    assert "0.8 or more, scaled to the cosine" in root.locator(".bta-scale").first.inner_text()
 
 
 def test_what_is_missing_stands_in_the_picture(page_of):
@@ -631,6 +646,179 @@ def test_maps_of_elsewhere_have_no_space(page_of):
     _, root = page_of(explorer.html())
     names = root.get_by_label("Colour", exact=True).locator("option").all_text_contents()
     assert "spatial attention" not in names and not watched.errors
+# --- the numbers of every view, as the CSV has them, are those of the arrays ---
+
+
+def lanes_of(root):
+    """The rows of a CSV, lane by lane."""
+    found = {}
+    for row in csv.DictReader(StringIO(save(root, "CSV").decode())):
+        found.setdefault(row["lane"], []).append(row)
+    return list(found.values())
+
+
+def numbers_of(rows, column):
+    return np.array([float(row[column]) for row in rows])
+
+
+def place_at(root, row, column, frame):
+    """The patch that is named, counted from 1, by the keys."""
+    root.locator(".bta-stage").focus()
+    keys = ["ArrowUp", "ArrowLeft", "PageUp"] * 8
+    keys += ["ArrowDown"] * (row - 1) + ["ArrowRight"] * (column - 1) + ["PageDown"] * (frame - 1)
+    for key in keys:
+        root.page.keyboard.press(key)
+    assert chosen(root) == f"Row {row}, column {column} of frame {frame}"
+
+
+PLACES = ((1, 4, 3), (2, 2, 6))  # row, column, frame
+BACKWARDS = [5, 4, 3, 2, 1, 0]  # which frame of the clip backwards stands below each frame
+
+
+def maps_at(explorer, row, column, layer=1, head=2):
+    """Of one patch, in one layer and head: of the clip, and of the other as it stands below."""
+    patch = 4 * (row - 1) + column - 1
+    here, there = (one.maps[layer, patch, head - 1] for one in explorer.both())
+    return here, there[np.ix_(BACKWARDS, BACKWARDS)]
+
+
+@pytest.mark.parametrize("side", ["looks at", "is looked at by"])
+@pytest.mark.parametrize("beside", ["none", "clip"])
+def test_shares_are_those_of_the_maps(page_of, side, beside):
+    explorer = drawn()
+    _, root = page_of(explorer.html(), "#layer=2&head=2")
+    until(lambda: root.get_by_label("Head", exact=True).input_value(), "0", "link")
+    root.get_by_label("The patch", exact=True).select_option(label=side)
+    root.get_by_label("Compare with", exact=True).select_option(beside)
+    for row, column, frame in PLACES:
+        place_at(root, row, column, frame)
+        both = maps_at(explorer, row, column)
+        wanted = [m[frame - 1] if side == "looks at" else m[:, frame - 1] for m in both]
+        lanes = [*wanted, wanted[0] - wanted[1]] if beside == "clip" else wanted[:1]
+        rows = lanes_of(root)
+        np.testing.assert_allclose([numbers_of(lane, side) for lane in rows], lanes, atol=0.004)
+        for lane, named in zip(rows, (range(1, 7), range(6, 0, -1), range(1, 7))):
+            assert [int(r["frame"]) for r in lane] == [*named]
+            assert {int(r["chosen frame"]) for r in lane} == {[*named][frame - 1]}
+        shown = root.locator(".bta-share b").all_text_contents()
+        for text, values in zip(shown, np.concatenate(lanes), strict=True):
+            assert abs(float(text.rstrip("%").replace("−", "-")) - 100 * values) <= 1
+
+
+def arrays_of(explorer, colour):
+    """What each colour shows: (t, l) of the clip, and of the other as it stands below."""
+    if colour == "received":
+        heats = [one.maps[1, :, 1].sum(1).T for one in explorer.both()]
+    elif colour == "spatial":
+        heats = [one.spatial[1, 1] for one in explorer.both()]
+    else:
+        heats = [one.score("to the left")[1] for one in explorer.both()]
+    return heats[0], heats[1][BACKWARDS]
+
+
+@pytest.mark.parametrize("colour", ["received", "spatial", "relevance"])
+@pytest.mark.parametrize("beside", ["none", "clip"])
+def test_colours_are_those_of_the_arrays(page_of, colour, beside):
+    explorer = drawn()
+    _, root = page_of(explorer.html(), "#layer=2&head=2")
+    until(lambda: root.get_by_label("Head", exact=True).input_value(), "0", "link")
+    root.get_by_label("Compare with", exact=True).select_option(beside)
+    type_caption(root, "to the left")
+    root.get_by_label("Colour", exact=True).select_option(colour)
+    wanted = arrays_of(explorer, colour)
+    assert np.abs(wanted[0] - wanted[1]).max() > 0.1 * wanted[0].max()
+    for row, column, frame in PLACES:
+        place_at(root, row, column, frame)
+        found = [numbers_of(rows, colour) for rows in lanes_of(root)]
+        heats = [one[:, 4 * (row - 1) + column - 1] for one in wanted]
+        lanes = [*heats, heats[0] - heats[1]] if beside == "clip" else heats[:1]
+        off = 6 if colour == "received" else max(map(np.max, wanted))
+        np.testing.assert_allclose(found, lanes, atol=off / 255)
+
+
+def test_two_captions_are_those_of_the_arrays(page_of):
+    explorer = drawn()
+    _, root = page_of(explorer.html())
+    root.get_by_label("Compare with", exact=True).select_option("caption")
+    for name, text in dict(zip(("Caption", "Caption B"), explorer.captions)).items():
+        root.get_by_label(name, exact=True).fill(text)
+    root.get_by_role("button", name="Show").click()
+    until(root.locator(".bta-lane h3").nth(1).text_content, "B: “no caption yet”", "captions")
+    for row, column, frame in PLACES:
+        place_at(root, row, column, frame)
+        heats = [explorer.score(t)[1][:, 4 * (row - 1) + column - 1] for t in explorer.captions]
+        found = [numbers_of(rows, "relevance") for rows in lanes_of(root)]
+        np.testing.assert_allclose(found, [*heats, heats[0] - heats[1]], atol=2e-4)
+
+
+def test_a_tick_is_one_picture_in_both_clips(page_of):
+    """Below frame 2 of the clip stands frame 5 of the clip backwards, and both are blocked."""
+    explorer = drawn()
+    _, root = page_of(explorer.html())
+    compare(root, "clip")
+    heads = {"layer 2, head 1 takes part": (1 + 3, 1 + 3)}
+    for name, (here, there) in heads.items() | {("frame 2 takes part", (1 + 6 + 1, 1 + 6 + 4))}:
+        before = cosines(root)
+        root.get_by_label(name, exact=True).uncheck()
+        until(lambda before=before: cosines(root), before, "untick")
+        for text, shown in zip(
+            root.locator(".bta-said-bars button").all_text_contents(), cosines(root)
+        ):
+            effects = explorer.fits()[text]
+            wanted = [effects[0][0], effects[0][here], effects[1][0], effects[1][there]]
+            found = re.findall(r"−?\d\.\d\d", shown)
+            assert [float(x.replace("−", "-")) for x in found] == pytest.approx(wanted, abs=0.006)
+        told = root.locator(".bta-section", has_text="fit").inner_text()
+        assert ("frame 2, in backwards to frame 5" in told) == name.startswith("frame")
+        root.get_by_label(name, exact=True).check()
+
+
+def test_warnings_are_saved(page_of):
+    """What the page says beside and over its pictures stands in what is saved of them."""
+    explorer = drawn()
+    explorer.trained = 4
+    _, root = page_of(explorer.html())
+    plain = Image.open(BytesIO(save(root, "PNG")))
+    root.get_by_label("Colour", exact=True).select_option("relevance")
+    aim(root, 5, 0.5, 0.5)
+    until(lambda: root.locator(".bta-over").inner_text(), "", "untrained frames")
+    drawing = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", save(root, "SVG").decode()))
+    for told in (
+        *explorer.notices(),
+        "No caption, no relevance",
+        "beyond the 4 frames of training",
+    ):
+        assert told in drawing
+    assert "at its own place in each frame" in drawing
+    assert Image.open(BytesIO(save(root, "PNG"))).height > plain.height
+
+
+def test_what_a_share_is_of(page_of):
+    """Of a model that looks at all places of two frames at once nothing else is said."""
+    explorer = drawn()
+    explorer.step, explorer.joint, explorer.trained = 2, True, 10
+    _, root = page_of(explorer.html())
+    assert "a share is what a whole time gets" in root.locator(".bta-about").inner_text()
+    means, said = root.locator(".bta-means"), root.locator(".bta-said")
+    assert "own place" not in root.inner_text() and "temporal attention" not in root.inner_text()
+    assert any("all places of a time together" in text for text in means.all_text_contents())
+    place_at_time = "Row 2, column 3 of frames 1 to 2 looks at frames"
+    assert said.text_content().startswith(place_at_time)
+    assert root.locator(".bta-share span").first.text_content() == "1 to 2"
+    assert root.locator(".bta-lane").first.locator("[data-untrained]").count() == 1
+    assert lanes_of(root)[0][2]["frame"] == "5 to 6"
+    root.get_by_label("The patch", exact=True).select_option(label="of each time looks at this one")
+    assert said.text_content().startswith("Row 2, column 3 looks at frames 1 to 2 from frames")
+    wanted = explorer.maps[0, 6].mean(0)[:, 0]
+    np.testing.assert_allclose(
+        numbers_of(lanes_of(root)[0], "is looked at from here"), wanted, atol=0.004
+    )
+    options = root.get_by_label("Colour", exact=True).locator("option").all_text_contents()
+    assert "attention given" in options and "attention received" not in options
+    colour(root, "given")
+    found = numbers_of(lanes_of(root)[0], "given")
+    np.testing.assert_allclose(found, explorer.maps[0, 6].mean(0).sum(0), atol=0.02)
+    assert "frames 5 to 6" in save(root, "SVG").decode()
 
 
 # --- one thing of a page is broken, and the check that passes on the whole page notices it ---

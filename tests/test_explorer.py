@@ -19,11 +19,17 @@ from tidy import ROOT
 from tiny import tiny_clip
 
 from bt_adapter import explorer as x
+from bt_adapter.backbone import load_clip
+from bt_adapter.branch import BTAdapter
+from bt_adapter.cli.explore import frames_trained, page_of_clip
 from bt_adapter.explorer import recording
 from bt_adapter.explorer.page import carried
 from bt_adapter.explorer.recording import Recording, Words
 from bt_adapter.interventions import block, freeze_time, knock_out, time_heads
 from bt_adapter.maps import spatial_maps
+from bt_adapter.recipes import PretrainConfig
+from bt_adapter.scenes import BothLevels
+from bt_adapter.shipped import LONGEST, samples_folder
 
 ATTACK = "</script><img src=x onerror=alert(1)>&"
 L14 = dict(layers=4, heads=16, frames=16, grid=(16, 16), size=(224, 224))
@@ -342,33 +348,191 @@ def test_maps_without_a_model():
             x.explore(**wrong)
 
 
-def tiny_video_models():
+TIMES = {"TimeSformer": 6, "ViViT": 3, "VideoMAE": 3, "VideoPrism": 6}  # of six frames
+
+
+def tiny_video_model(name, **more):
     t = pytest.importorskip("transformers")
-    size = dict(image_size=16, num_frames=4, hidden_size=16, num_attention_heads=2)
+    size = dict(image_size=16, num_frames=6, hidden_size=16, num_attention_heads=2)
     size |= dict(num_hidden_layers=2, intermediate_size=16)
-    yield t.TimesformerModel(t.TimesformerConfig(patch_size=8, **size)), 4
-    yield t.VivitModel(t.VivitConfig(tubelet_size=[2, 8, 8], **size)), 2
-    yield t.VideoMAEModel(t.VideoMAEConfig(patch_size=8, tubelet_size=2, **size)), 2
-    if hasattr(t, "VideoPrismVisionModel"):
-        size |= dict(num_spatial_layers=1, num_temporal_layers=2)
+    if name == "TimeSformer":
+        model = t.TimesformerModel(t.TimesformerConfig(patch_size=8, **size))
+    elif name == "ViViT":
+        model = t.VivitModel(t.VivitConfig(tubelet_size=[2, 8, 8], **size))
+    elif name == "VideoMAE":
+        model = t.VideoMAEModel(t.VideoMAEConfig(patch_size=8, tubelet_size=2, **size))
+    else:
+        size |= dict(num_spatial_layers=1, num_temporal_layers=2) | more
         config = t.VideoPrismVisionConfig(tubelet_size=[1, 8, 8], **size)
-        yield t.VideoPrismVisionModel(config), 4
+        model = t.VideoPrismVisionModel(config)
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    return model.eval()
 
 
-def test_video_models_of_transformers():
-    clip = torch.randint(256, (4, 20, 24, 3), dtype=torch.uint8)
-    for model, times in tiny_video_models():
-        torch.manual_seed(0)
-        for weight in model.parameters():
-            torch.nn.init.normal_(weight, std=0.5)
-        before = model.config._attn_implementation
-        explorer = x.explore(maps=model.eval(), clip=clip)
-        name = type(model).__name__
-        assert explorer.maps.shape == (2, 4, 2, times, times), name
-        assert explorer.grid == (2, 2) and np.allclose(explorer.maps.sum(-1), 1, atol=1e-5), name
-        assert explorer.maps.std() > 0.01 and model.config._attn_implementation == before, name
-        with pytest.raises(ValueError, match="takes 4 frames"):
-            x.explore(maps=model, clip=clip[:2])
+def noise_clip(frames, size):
+    noise = torch.Generator().manual_seed(0)
+    return torch.randint(256, (frames, *size, 3), dtype=torch.uint8, generator=noise)
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_video_models_of_transformers(name):
+    clip, model = noise_clip(6, (20, 24)), tiny_video_model(name)
+    before, times = model.config._attn_implementation, TIMES[name]
+    explorer = x.explore(maps=model, clip=clip)
+    assert explorer.maps.shape == (2, 4, 2, times, times) and explorer.grid == (2, 2)
+    assert np.allclose(explorer.maps.sum(-1), 1, atol=1e-5) and explorer.maps.std() > 0.01
+    assert model.config._attn_implementation == before
+    with pytest.raises(ValueError, match="takes 6 frames"):
+        x.explore(maps=model, clip=clip[:2])
+
+
+def handed_to(model, modules, clip):
+    """What each of these modules was given in one run, and the run's own arguments."""
+    given, runs = [], []
+    hooks = [m.register_forward_pre_hook(lambda _, args: given.append(args[0])) for m in modules]
+    hooks.append(model.register_forward_pre_hook(lambda *a: runs.append(a[2]), with_kwargs=True))
+    x.explore(maps=model, clip=clip)
+    for hook in hooks:
+        hook.remove()
+    return given, runs[-1]
+
+
+@torch.no_grad()
+def slow_maps(name, model, clip):
+    """Attention of every patch through time, as transformers itself tells it, number by number."""
+    if name == "TimeSformer":
+        layers = [layer.temporal_attention.attention for layer in model.encoder.layer]
+        given, _ = handed_to(model, layers, clip)
+        return np.stack(
+            [layer(one, output_attentions=True)[1] for layer, one in zip(layers, given)]
+        )
+    _, pixels = handed_to(model, [], clip)
+    model.set_attn_implementation("eager")
+    found = model(**pixels, output_attentions=True).attentions
+    if name == "VideoPrism":
+        return np.stack(found[1:])  # behind the one layer of space
+    times, places = TIMES[name], 4
+    shares = np.zeros((2, places, 2, times, times))
+    cls = found[0].shape[-1] - times * places
+    for layer, place, head, i, j in np.ndindex(*shares.shape):
+        row = found[layer][0, head, cls + i * places + place, cls:].double()
+        shares[layer, place, head, i, j] = (
+            sum(row[j * places + m] for m in range(places)) / row.sum()
+        )
+    return shares
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_maps_are_those_of_the_model(name):
+    clip, model = noise_clip(6, (16, 16)), tiny_video_model(name)
+    maps, wanted = x.explore(maps=model, clip=clip).maps, slow_maps(name, model, clip)
+    np.testing.assert_allclose(maps, wanted, atol=1e-5)
+    for axis in range(5):  # each layer, patch, head and frame is told from the others
+        assert np.abs(maps - np.flip(maps, axis)).max() > 0.01, axis
+
+
+@pytest.mark.parametrize("name", ["TimeSformer", "VideoPrism"])
+def test_a_patch_is_at_its_place(name):
+    """Where a patch sees nothing but itself through time, another picture changes its map alone."""
+    clip, model = noise_clip(6, (16, 16)), tiny_video_model(name, num_spatial_layers=0)
+    changed = clip.clone()
+    changed[2, :8, 8:] = 255 - clip[2, :8, 8:]  # row 1, column 2: patch 1
+    before, after = (x.explore(maps=model, clip=one).maps[0] for one in (clip, changed))
+    assert (np.abs(after - before).max((1, 2, 3)) > 1e-4).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["ViViT", "VideoMAE"])
+def test_a_token_is_at_its_time_and_place(name):
+    clip, model = noise_clip(6, (16, 16)), tiny_video_model(name)
+    changed, tokens = clip.clone(), []
+    changed[5, :8, 8:] = 255 - clip[5, :8, 8:]  # of the third time patch 1
+    hook = model.embeddings.register_forward_hook(lambda *a: tokens.append(a[2][0]))
+    maps = [x.explore(maps=model, clip=one).maps for one in (clip, changed)]
+    hook.remove()
+    cls = tokens[0].shape[0] - 3 * 4
+    assert (tokens[0] != tokens[-1]).any(-1).nonzero().flatten().tolist() == [cls + 2 * 4 + 1]
+    assert np.abs(maps[0] - maps[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_what_a_share_is_of(name):
+    """Two of these models look at all places of two frames together, and the explorer says so."""
+    model, clip = tiny_video_model(name), noise_clip(6, (16, 16))
+    explorer = x.explore(maps=model, clip=clip, trained=4)
+    joint = TIMES[name] == 3
+    info = data_of(explorer.html())["info"]
+    assert (info["joint"], info["step"]) == ((True, 2) if joint else (False, 1))
+    assert "6 frames" in info["about"] and "sees 6 here" in info["notices"][0]
+    assert ("at its own place" in info["about"]) == (not joint)
+    assert ("what a whole time gets" in info["about"]) == joint
+    assert ("2 frames make one time, and" in info["about"]) == joint
+    assert np.array_equal(explorer.clip, np.asarray(clip)[:: 2 if joint else 1])
+    words = [text.get_text() for text in explorer.figure().texts]
+    assert ("given" in words, "received" in words) == (joint, not joint)
+
+
+def test_frames_that_were_trained():
+    clip = noise_clip(17, (64, 64))
+    for name, most in {"moving-shapes": 8, "moving-shapes-2": 16}.items():
+        model = BTAdapter.from_pretrained(name)
+        assert x.explore(model, clip[:most]).notices() == []
+        (told,) = x.explore(model, clip[: most + 1]).notices()
+        assert f"trained with {most} frames and sees {most + 1}" in told
+        (other,) = x.explore(model, clip[:5], trained=4).notices()
+        assert "trained with 4 frames and sees 5" in other
+    assert {1: PretrainConfig().frames, 2: BothLevels.most} == LONGEST
+
+
+def test_frames_that_a_card_tells(tmp_path):
+    card = tmp_path / "training.json"
+    for told, most in (
+        ({}, None),
+        (dict(settings=dict(frames=12)), 12),
+        (dict(settings=dict(frames=8), run=dict(data=BothLevels.data)), 16),
+        (dict(settings=dict(frames=8), run=dict(data="moving shapes")), 8),
+    ):
+        card.write_text(json.dumps(told))
+        assert frames_trained(tmp_path) == most
+    assert frames_trained(tmp_path / "nowhere") is None
+
+
+def test_the_command_with_candidates(tmp_path):
+    """Any CLIP is shown the captions that fit best, and the second small one knows 16 frames."""
+    BTAdapter(load_clip(samples_folder() / "clip")).save_pretrained(tmp_path)  # none of SHIPPED
+    path, others = samples_folder() / "clips/left.mp4", [f"a star {i}" for i in range(7)]
+    found, told = page_of_clip([path], tmp_path, ["a star moves left"], others, 4, "pyav")
+    assert found.captions[0] == "a star moves left" and len(found.fits()) == 6 and not told
+    cosines = found.cosines(others)[0]
+    assert found.captions[1:] == tuple(others[i] for i in (-cosines).argsort()[:5])
+    said = ["a star moves left", others[cosines.argmax()]]
+    found, _ = page_of_clip([path], tmp_path, said, others * 2, 4, "pyav")
+    assert found.captions == (*said, *(others[i] for i in (-cosines).argsort()[1:6]))
+    found, _ = page_of_clip([path], "moving-shapes-2", [], [], 16, "pyav")
+    assert len(found.clip) == 16 and not found.notices() and len(found.fits()) == 5
+    found, _ = page_of_clip([path], "moving-shapes", [], others[:2], 9, "pyav")
+    assert "of frame 9 were" in found.notices()[0] and {*found.captions} == {*others[:2]}
+
+
+def test_the_figure_tells_what_the_page_tells():
+    explorer = made()
+    assert not any(text.get_text() for text in explorer.figure().texts[2:])
+    explorer.trained, explorer.warning = 3, lambda text: f"never saw {text}"
+    words = explorer.figure(caption="one").texts[-1].get_text()
+    assert words.replace("\n", " ") == f"{explorer.notices()[0]} never saw one"
+    assert "never saw" not in explorer.figure().texts[-1].get_text()
+    assert len(explorer.figure(caption="one").png()) > len(made().figure(caption="one").png())
+
+
+def test_heat_is_scaled():
+    """Heat says where; how much of it there is, is the caption's cosine, and was set."""
+    explorer, heat = made(), np.random.default_rng(1).random((4, 8))
+    for size in (1e-3, 1, 50):
+        explorer.relevance = lambda text, size=size: (0.5, size * heat)
+        np.testing.assert_allclose(explorer.score("one")[1], 0.5 * heat / heat.sum())
+    texts = [bar.get_ylabel() for bar in explorer.figure(caption="one").axes]
+    assert "scaled to the cosine" in texts
 
 
 # --- what is asked of a model, and how often ---

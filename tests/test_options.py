@@ -206,6 +206,7 @@ timecheck       --stride           | --pipeline        | 4          | {COUNT}
 timecheck       --lmms-eval        |                   | out        | {FOLDER}
 timecheck       --json             |                   | -          |
 explore         --captions         |                   | words      | nowhere.txt
+explore         --candidates       |                   | words      | nowhere.txt
 explore         --adapter          |                   | .          | nowhere file
 explore         --other            |                   | file       | nowhere .
 explore         --frames           |                   | 8          | {COUNT}

@@ -31,21 +31,32 @@ def check_explore(clips: list[Path], adapter: str, page: Path, reader: str):
 
 # %% ../../nbs/workshop/cli/explore.ipynb #f809a14d
 def frames_trained(adapter: str) -> int | None:
-    "How many frames the card of an adapter's folder names, or None."
+    "With how many frames an adapter was trained at most, if its folder has a card that says so."
     from ..files import read_json
     from ..folders import CARD
+    from ..scenes import BothLevels
 
     card = Path(adapter) / CARD
     if not card.is_file():
         return None
-    frames = read_json(card, dict).get("settings", {}).get("frames")
+    told = read_json(card, dict)
+    if told.get("run", {}).get("data") == BothLevels.data:
+        return BothLevels.most
+    frames = told.get("settings", {}).get("frames")
     return frames if isinstance(frames, int) else None
 
 # %% ../../nbs/workshop/cli/explore.ipynb #a0013377
 app = command("One clip's attention over time as a page for a browser, which works from a file.")
 
 
-def page_of_clip(paths: list[Path], adapter: str, words: list[str], frames: int, reader: str):
+def page_of_clip(
+    paths: list[Path],  # of a clip, and of a second one to compare with
+    adapter: str,
+    words: list[str],  # captions
+    candidates: list[str],  # captions to choose the best from
+    frames: int,
+    reader: str,
+):
     "The explorer of a clip, beside a second one or itself backwards, and what to know of it."
     from ..branch import BTAdapter
     from ..demo import notes
@@ -58,18 +69,20 @@ def page_of_clip(paths: list[Path], adapter: str, words: list[str], frames: int,
     model = BTAdapter.from_pretrained(adapter).eval()
     seen = [read_clip(path, frames, reader=reader) for path in paths]
     toys = model.clip.name in SHIPPED
-    tested = [caption(scene) for scene in gallery("test")] if toys and not words else []
+    said = [*words, *candidates]
+    tested = [caption(scene) for scene in gallery("test")] if toys and not said else []
     beside = seen[1] if len(seen) > 1 else seen[0].flip(0)
-    more = dict(other=beside, others=tested, trained=frames_trained(adapter))
+    more = dict(other=beside, others=candidates or tested, trained=frames_trained(adapter))
     found = explorer_of(model, seen[0], words, **more)
     found.title = f"Attention over time in {shown(paths[0].name)}"
-    return found, notes(model, words or tested, not all(map(is_sample, paths)))
+    return found, notes(model, said or tested, not all(map(is_sample, paths)))
 
 # %% ../../nbs/workshop/cli/explore.ipynb #5e265140
 @app.command()
 def explore(
     clip: options.ClipPath,
     captions: options.Captions = None,
+    candidates: options.Candidates = None,
     adapter: options.AdapterPath = "moving-shapes",
     other: options.OtherClip = None,
     frames: options.Frames = None,
@@ -78,12 +91,12 @@ def explore(
 ):
     "Write the page of CLIP."
     options.at_least(1, frames=frames)
-    words = read_captions(captions or [])
+    words, more = read_captions(captions or []), read_captions(candidates or [])
     paths = [clip, other] if other else [clip]
     check_explore(paths, adapter, page, reader)
     with loading("looking at the clip through time"):
         from ..branch import BTAdapter  # noqa: F401
-    found, told = page_of_clip(paths, adapter, words, frames or 8, reader)
+    found, told = page_of_clip(paths, adapter, words, more, frames or 8, reader)
     found.to_html(page)
     for line in told:
         note(line)

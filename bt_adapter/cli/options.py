@@ -15,11 +15,11 @@ __all__ = ['RECIPES', 'TUNING', 'POOLINGS', 'TEMPLATES', 'ALIASES', 'FORMATS', '
            'Quick', 'Seeds', 'Full', 'Talk', 'StudyRows', 'Runs', 'Tables', 'Captions', 'Samples', 'Ask', 'ChatModel',
            'Video', 'TemplateName', 'AddMarkers', 'Temperature', 'MaxTokens', 'Predictions', 'Answers', 'Judge',
            'Aspect', 'Url', 'RepliesFile', 'AskUnread', 'Parallel', 'Timeout', 'ChatFolder', 'EncoderName', 'AsChat',
-           'Form', 'TextFunction', 'RenderedSize', 'Pairs', 'Page', 'OtherClip', 'LmmsEvalFolder', 'AsReader', 'Stride',
-           'at_least', 'check_clip_path', 'check_one_clip', 'check_file', 'check_template', 'check_aspect',
-           'check_form', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers', 'check_activation',
-           'check_tuning', 'check_reader_name', 'check_strategy_name', 'check_adapter', 'check_video', 'check_format',
-           'check_out', 'check_kept', 'finite', 'option', 'choice']
+           'Form', 'TextFunction', 'RenderedSize', 'Pairs', 'Page', 'OtherClip', 'Candidates', 'LmmsEvalFolder',
+           'AsReader', 'Stride', 'at_least', 'check_clip_path', 'check_one_clip', 'check_file', 'check_template',
+           'check_aspect', 'check_form', 'check_ties', 'check_precision_name', 'check_device_name', 'check_workers',
+           'check_activation', 'check_tuning', 'check_reader_name', 'check_strategy_name', 'check_adapter',
+           'check_video', 'check_format', 'check_out', 'check_kept', 'finite', 'option', 'choice']
 
 # %% ../../nbs/workshop/cli/options.ipynb #a117a3bc
 from . import console  # noqa: F401
@@ -413,6 +413,11 @@ Pairs = option(
 )
 Page = Annotated[Path, typer.Option("--page", "-o", help="HTML file to write")]
 OtherClip = option(Path, "a clip to compare with; default: the same one, backwards", "--other")
+Candidates = option(
+    list[str],
+    "captions of which the five that fit best stand beside yours: words, or a .txt with one a "
+    "line; repeat it",
+)
 LmmsEvalFolder = option(Path, "write a task of lmms-eval instead, into a new folder", "--lmms-eval")
 AsReader = Annotated[bool, typer.Option("--pipeline", help="judge a reader of files instead")]
 Stride = option(int, "frames from one to the next that a reader takes", **COUNT)

@@ -95,6 +95,7 @@ def told(
     layers, _, heads, count, _ = explorer.maps.shape
     rows, columns = explorer.grid
     info = dict(frames=count, rows=rows, columns=columns, layers=layers, heads=heads)
+    info |= dict(step=explorer.step, joint=explorer.joint)
     info |= dict(width=width, height=height, fps=explorer.fps, frame_of=frame_of, pairs=pairs)
     info |= dict(title=explorer.title, about=explorer.about(), notices=explorer.notices())
     info |= dict(clips=[one.name for one in explorer.both()], trained=explorer.trained)

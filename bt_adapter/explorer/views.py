@@ -7,6 +7,7 @@ __all__ = ['Explorer', 'is_backwards', 'best_captions', 'strange_words', 'explor
 
 # %% ../../nbs/workshop/explorer/views.ipynb #dec872fa
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,18 +18,18 @@ from torch import Tensor, nn
 
 from ..branch import BTAdapter
 from ..demo import unknown_words
-from .any_model import ordered, recorded_maps, square, tubelet
+from .any_model import ordered, places, recorded_maps, square, tubelet
 from .clip_maps import ClipMaps
 from .page import page_of
 from .recording import Recording, Words
 from .widgets import live_widget, plain_widget
 from ..figures import Array, Picture, array, contact_sheet
 from ..files import write_whole
-from ..map_figures import hang_shares, outline
+from ..map_figures import hang_shares, hang_words, outline
 from ..maps import check_indices, seen_part
 from ..pixels import check_clip
 from ..playing import NO_CONTROLS, StillPicture
-from ..shipped import SHIPPED
+from ..shipped import LONGEST, SHIPPED, level_of
 from ..timecheck.encoders import setting
 
 # %% ../../nbs/workshop/explorer/views.ipynb #184caa2a
@@ -44,7 +45,10 @@ class Explorer(ClipMaps):
         caption: str | None = None,  # None: the attention received
         width: float = 6.0,  # of a row of frames, inches
     ) -> Picture:
-        "A patch, where it looks in time, and heat. Raises ValueError for what is not there."
+        """A patch, where it looks in time, heat, and what to know before believing it.
+
+        Raises ValueError for what is not there.
+        """
         (rows, columns), (high, wide) = self.grid, self.clip.shape[1:3]
         row, column = place or (rows // 2, columns // 2)
         names = [("row", row, rows), ("column", column, columns), ("frame", frame, len(self.clip))]
@@ -53,9 +57,9 @@ class Explorer(ClipMaps):
         weights = self.weights(layer, head)
         heat = weights.sum(1).T if caption is None else self.score(caption)[1]
         heat = rearrange(heat, "t (gh gw) -> t gh gw", gh=rows)
-        label, counts = "received", "1: an even share"
+        label, counts = "given" if self.joint else "received", "1: an even share"
         if caption is not None:
-            label, counts = "relevance", "part of the cosine"
+            label, counts = "relevance", "scaled to the cosine"
         clips, heats = [self.clip] * 2, [None, heat]
         fig = contact_sheet(clips, ["clip", label], None, heats, width, counts)
         box = column * wide / columns, row * high / rows, wide / columns, high / rows
@@ -63,7 +67,8 @@ class Explorer(ClipMaps):
             outline(ax, self.clip, box, frame)
         name = f"layer {layer + 1}, " + (f"head {head}" if head else "mean")
         hang_shares(fig, weights[None, row * columns + column, frame], [name])
-        return fig
+        warning = self.warning(caption) if self.warning and caption is not None else ""
+        return hang_words(fig, [*self.notices(), *[warning] * bool(warning)])
 
     def html(
         self,
@@ -123,14 +128,16 @@ def is_backwards(clip: Tensor, other: Tensor | None) -> bool:
 def _of_maps(maps, clip, other, grid, trained) -> Explorer:
     "The explorer of maps that were recorded elsewhere, or of a model of transformers."
     check_clip(clip)
-    found, step = maps, 1
+    found, more = maps, dict(trained=trained)
     if isinstance(maps, nn.Module):
-        found, step = recorded_maps(maps, clip), tubelet(maps)
+        found = recorded_maps(maps, clip)
+        more |= dict(step=tubelet(maps), joint=places(maps)[0] == "joint")
         size = setting(maps.config, "image_size")
         clip = seen_part(clip, (size, size) if isinstance(size, int) else tuple(size))
     else:
         found = ordered(maps)
-    explorer = Explorer(array(clip)[::step], grid or square(found.shape[1]), found, trained=trained)
+    shown = array(clip)[:: more.get("step", 1)]
+    explorer = Explorer(shown, grid or square(found.shape[1]), found, **more)
     if other is not None:
         if found is not maps and not isinstance(maps, nn.Module):
             raise ValueError("An array of maps belongs to one clip: leave other out.")
@@ -148,19 +155,19 @@ def best_captions(explorer: Explorer, captions: Sequence[str], count: int) -> li
     return [captions[i] for i in order[:count]]
 
 
-def strange_words(caption: str) -> str:
-    "A warning for words that the CLIP of Moving Shapes never saw."
-    words = ", ".join(unknown_words([caption]))
+def strange_words(caption: str, level: int = 1) -> str:
+    "A warning for words that the CLIP of Moving Shapes, up to a level, never saw."
+    words = ", ".join(unknown_words([caption], level))
     told = "This model never saw these words, and what it says of them means nothing"
     return f"{told}: {words}." if words else ""
 
 # %% ../../nbs/workshop/explorer/views.ipynb #c9ba9f9c
 def _of_model(model, clip, captions, other, others, trained) -> Explorer:
     "The explorer of a clip, beside another one if there is one, with its captions."
-    toys = model.clip.name in SHIPPED
-    more = dict(trained=trained or (8 if toys else None))
-    if toys:
-        more["warning"] = strange_words
+    more = dict(trained=trained)
+    if model.clip.name in SHIPPED:
+        level = level_of(model.clip.name)
+        more = dict(trained=trained or LONGEST[level], warning=partial(strange_words, level=level))
     recordings = _recordings(model, clip, other)
     if captions or others:
         recordings[0].words([*captions, *others])  # what cannot be read is told at once
@@ -169,8 +176,8 @@ def _of_model(model, clip, captions, other, others, trained) -> Explorer:
         name = "the clip backwards" if is_backwards(clip, other) else "the other clip"
         found.other = _of_clip(recordings[1], other, name=name)
         found.__post_init__()
-    found.captions = tuple(captions)
-    found.captions += tuple(c for c in best_captions(found, others, 5) if c not in captions)
+    rivals = [caption for caption in dict.fromkeys(others) if caption not in captions]
+    found.captions = (*captions, *best_captions(found, rivals, 5))
     for recording in recordings:
         recording.expected = found.captions
     return found
@@ -182,7 +189,7 @@ def explore(
     captions: Sequence[str] = (),  # to begin with; more can be typed in a notebook
     other: UInt8[Tensor, "t h w 3"] | None = None,  # to compare with; `clip.flip(0)`: backwards
     others: Sequence[str] = (),  # captions of which the five that fit best are offered, too
-    trained: int | None = None,  # frames that the model was trained with; Moving Shapes: 8
+    trained: int | None = None,  # frames it was trained with; Moving Shapes: 8, level 2: 16
     *,
     # of any model: an array (layers, heads, t, t, patches), or a video model of transformers
     maps: Float[Array, "k h t t l"] | nn.Module | None = None,
@@ -196,7 +203,7 @@ def explore(
             that are not there.
     Source:
         The attention of the temporal layers (Eq. 2), as `maps.temporal_maps` records it; the heat
-        of a caption is `relevance.relevance`, as parts of its cosine.
+        of a caption is `relevance.relevance`, scaled to add up to its cosine.
     """
     if clip is None or (model is None) == (maps is None):
         raise ValueError("Give a clip, and either a BTAdapter or maps=...")

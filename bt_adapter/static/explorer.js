@@ -12,6 +12,7 @@ function begin(model, el) {
   const view = { model, info, root, state, on: {}, answers: [none(), none()], none, film: null, playing: null };
   const placed = (names) => !info.parts.length || names.split(" ").some((name) => info.parts.includes(name));
   view.part = (names, element) => (element.hidden = !placed(names)); // there with any of these parts
+  view.words = wordsOf(info);
   view.numbers = numbers(view);
   view.colours = bytes(model.get("colours"));
   if (typeof DecompressionStream === "undefined") info.most = 0; // an old browser shows the CLS token alone
@@ -24,14 +25,13 @@ function begin(model, el) {
 
 const called = (state) => `layer ${state.layer + 1}, ${state.head ? `head ${state.head}` : "mean over heads"}`;
 
-function sentence({ state, lanes, info, numbers }) {
-  const where = `Row ${state.row + 1}, column ${state.column + 1} of frame ${state.frame + 1}`;
-  const verb = state.side === "at" ? "looks at" : "is looked at by";
+function sentence({ state, lanes, info, numbers, words }) {
+  const begun = words.begin(`Row ${state.row + 1}, column ${state.column + 1}`, state.frame, state.side);
   const most = (lane) =>
     lane.shares().map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]).slice(0, 3)
-      .map(([share, i]) => `frame ${numbers.frameIn(lane.clip, i) + 1} ${percent(share)}`).join(", ");
+      .map(([share, i]) => `${words.frame(numbers.frameIn(lane.clip, i))} ${percent(share)}`).join(", ");
   const other = state.compare === "clip" ? ` In ${info.clips[1]}: ${most(lanes[1])}.` : "";
-  return `${where} ${verb} ${most(lanes[0])}.${other}`;
+  return `${begun} ${most(lanes[0])}.${other}`;
 }
 
 function heatSentence(view) {
@@ -41,7 +41,7 @@ function heatSentence(view) {
   if (!values) return "";
   const own = values[state.frame * numbers.patches + numbers.patch()];
   if (state.colour === "spatial") return ` Its part of spatial attention: ${rounded(100 * own)}%.`;
-  return ` Its ${state.colour === "received" ? "attention received" : "relevance"}: ${rounded(own)}.`;
+  return ` Its ${state.colour === "relevance" ? "relevance" : COLOURS[state.colour]}: ${rounded(own)}.`;
 }
 
 function tell(view, aloud) {
@@ -51,11 +51,12 @@ function tell(view, aloud) {
 }
 
 function sayWhatIsMissing(view) {
-  const { on, state, lanes, info } = view;
+  const { on, state, lanes, info, numbers, words } = view;
   const missing = state.colour === "relevance" && !lanes[state.lane].values;
-  const untrained = info.trained && state.frame >= info.trained;
+  const shown = numbers.frameIn(lanes[state.lane].clip, state.frame);
+  const untrained = info.trained && words.last(shown) > info.trained;
   const why = missing ? "No caption, no relevance: write one above and press Enter." : "";
-  const noise = untrained ? `Frame ${state.frame + 1} is beyond the ${info.trained} frames of training: noise.` : "";
+  const noise = untrained ? `Noise, beyond the ${info.trained} frames of training: ${words.frame(shown)}.` : "";
   const late = wantsPatches(view) && !patchesThere(view) ? "Where this patch looks in its frame is on its way." : "";
   on.over.textContent = [why, late, noise].filter(Boolean).join(" ");
   on.over.hidden = !on.over.textContent;
@@ -100,16 +101,16 @@ function drawCell(view, lane, value, { cell, canvas, share, gauge, frame }) {
 }
 
 function drawLane(view, row, lane) {
-  const { info, state } = view;
+  const { info, state, words } = view;
   row.name.textContent = view.lanes.length > 1 ? lane.name : "";
   const shares = lane.shares();
   row.cells.forEach((cell, i) => drawCell(view, lane, shares[i], cell));
   const top = largest(range(info.frames ** 2).map((i) => lane.matrix(Math.floor(i / info.frames), i % info.frames)));
   matrixPicture(row.time.canvas, info.frames, (i, j) => lane.matrix(i, j) / (top || 1), lane.signed ? null : view.viridis);
   const what = lane.signed ? `−${percent(top)} (blue) to +${percent(top)} (orange)` : `0% (dark) to ${percent(top)} (yellow)`;
-  const text = `This patch through time: frame that looks (down), frame it looks at (across). ${what}.`;
+  const text = `This patch through time: ${words.time} that looks (down), ${words.time} it looks at (across). ${what}.`;
   row.time.text.textContent = view.lanes.length > 1 ? `${lane.name.split(":")[0].split(",")[0]}: ${what}.` : text;
-  row.time.canvas.setAttribute("aria-label", `${text} Frame ${state.frame + 1} is marked in the strip.`);
+  row.time.canvas.setAttribute("aria-label", `${text} Marked in the strip: ${words.frame(state.frame)}.`);
 }
 
 function draw(view, aloud = false) {
@@ -127,12 +128,11 @@ function draw(view, aloud = false) {
   view.changed();
 }
 
-function drawMeaning({ on, state }) {
-  const where = "at its own place in each frame";
+function drawMeaning({ on, state, words: { time, where, what } }) {
   on.means.textContent =
     state.side === "at"
-      ? `How the chosen patch shares out its temporal attention ${where}, ${called(state)}: a bar is full at 100%, all frames together make 100%.`
-      : `How much of its temporal attention the patch gives the chosen frame, ${where}, ${called(state)}: each frame has 100% of its own, where its bar is full.`;
+      ? `How the chosen patch shares out its ${what}, ${where}, ${called(state)}: a bar is full at 100%, all frames together make 100%.`
+      : `How much of its ${what} the patch gives the chosen ${time}, ${where}, ${called(state)}: each ${time} has 100% of its own, where its bar is full.`;
 }
 
 function weigh(view) {
@@ -156,7 +156,7 @@ function redraw(view) {
 }
 
 function drawOverview(view) {
-  const { on, info, model, state } = view;
+  const { on, info, model, state, words } = view;
   const [values, t] = [bytes(model.get("overview")), info.frames];
   for (const { tile, button, canvas, box, layer, head } of on.tiles) {
     const at = (layer * (info.heads + 1) + head) * t * t;
@@ -171,7 +171,7 @@ function drawOverview(view) {
   const first = info.clips.length > 1 ? ` Of ${info.clips[0]}.` : "";
   const ticks = info.effects ? " Untick a head or a frame, and see what the captions lose." : "";
   on.mapMeans.textContent =
-    `The mean over patches: frame that looks (down), frame it looks at (across), dark 0% to yellow ${percent(info.overview_top)}; ` +
+    `The mean over patches: ${words.time} that looks (down), ${words.time} it looks at (across), dark 0% to yellow ${percent(info.overview_top)}; ` +
     `the same scale for all. Click to choose.${first}${ticks}`;
 }
 
@@ -213,10 +213,11 @@ function drawBars(view) {
   on.computed.textContent = info.effects ? whatWasCut(view) : "";
 }
 
-function whatWasCut({ info, state: { cut } }) {
+function whatWasCut({ info, numbers, state: { compare, cut } }) {
   if (!cut) return info.effects;
   const head = `Layer ${cut.layer + 1}, head ${cut.head} hands on nothing.`;
-  const frame = `Nobody attends to frame ${cut.frame + 1} through time, in all layers and heads.`;
+  const below = compare === "clip" && !cut.head ? `, in ${info.clips[1]} to frame ${numbers.frameIn(1, cut.frame) + 1}` : "";
+  const frame = `Nobody attends to frame ${cut.frame + 1}${below}, through time, in all layers and heads.`;
   return `${cut.head ? head : frame} The thin line is the cosine before. ${info.effects}`;
 }
 
@@ -390,16 +391,18 @@ function wire(view) {
 
 // ---- what is taken along
 
+// What the page says beside and over its pictures.
 function linesOfSheet(view) {
   const { info, state, on, answers } = view;
   const asked = state.colour === "relevance" ? answers.map(({ note }) => note).filter(Boolean) : [];
-  return [info.title, `${called(state)}. ${on.said.textContent}`, on.unit.textContent, ...asked].filter(Boolean);
+  const warned = [...info.notices, on.over.textContent];
+  return [info.title, `${called(state)}. ${on.said.textContent}`, on.means.textContent, on.unit.textContent, ...asked, ...warned].filter(Boolean);
 }
 
 function sheet(view) {
   const lanes = view.lanes.map((lane, at) => {
     const shares = lane.shares();
-    const label = (i) => `frame ${view.numbers.frameIn(lane.clip, i) + 1}`;
+    const label = (i) => view.words.frame(view.numbers.frameIn(lane.clip, i));
     const share = (i) => (lane.signed ? points(shares[i]) : percent(shares[i]));
     const frame = ({ canvas }, i) => ({ canvas, label: label(i), share: share(i), part: gaugeOf(shares[i], lane.signed) });
     return { name: lane.name, frames: view.on.rows[at].cells.map(frame) };
@@ -424,14 +427,15 @@ function heatColumns(view) {
 }
 
 function table(view) {
-  const { state, lanes, numbers } = view;
+  const { state, lanes, numbers, words } = view;
   const heat = heatColumns(view);
-  const names = ["lane", "layer", "head", "row", "column", "chosen frame", "frame", state.side === "at" ? "looks at" : "is looked at by", state.colour];
-  const facts = [state.layer + 1, state.head || "mean", state.row + 1, state.column + 1, state.frame + 1];
+  const names = ["lane", "layer", "head", "row", "column", "chosen frame", "frame", state.side === "at" ? "looks at" : words.column, state.colour];
+  const facts = [state.layer + 1, state.head || "mean", state.row + 1, state.column + 1];
   const rows = lanes.flatMap((lane) =>
     lane.shares().map((share, i) => {
       const own = lane.values ? lane.values[i * numbers.patches + numbers.patch()] : "";
-      return [lane.name, ...facts, numbers.frameIn(lane.clip, i) + 1, share, own, ...heat.of(lane, i)];
+      const frames = [state.frame, i].map((frame) => words.number(numbers.frameIn(lane.clip, frame)));
+      return [lane.name, ...facts, ...frames, share, own, ...heat.of(lane, i)];
     }),
   );
   return [[...names, ...heat.names], ...rows].map((row) => row.map(cellOf).join(",")).join("\n") + "\n";
@@ -528,6 +532,7 @@ function carried(data) {
 function linkOf({ state, answers }) {
   const { layer, head, frame, row, column, colour, side, compare, grid, cut } = state;
   const known = { layer: layer + 1, head, frame: frame + 1, row: row + 1, column: column + 1, colour, side, compare };
+  Object.assign(known, { opacity: Math.round(100 * state.opacity), lane: state.lane + 1 });
   if (state.pinned) known.pin = 1;
   if (grid) known.grid = 1;
   if (cut) known.cut = cut.head ? `${cut.layer + 1}.${cut.head}` : cut.frame + 1;
@@ -550,6 +555,7 @@ function openLink(view, link) {
     state[name] = within(number(name, state[name] + 1, count + 1) - 1, count);
   state.pinned = asked.has("pin");
   on.grid.checked = asked.has("grid");
+  on.opacity.value = number("opacity", on.opacity.value, 101);
   for (const name of ["colour", "side", "compare"])
     if ([...on[name].options].some((o) => o.value === asked.get(name))) on[name].value = asked.get(name);
   pick(view, within(number("layer", 1, info.layers + 1) - 1, info.layers), number("head", 0, info.heads + 1));
@@ -557,6 +563,7 @@ function openLink(view, link) {
   ["caption", "against"].forEach((name, slot) => asked.get(name) && ask(view, slot, asked.get(name)));
   if ([...on.colour.options].some((o) => o.value === asked.get("colour"))) on.colour.value = asked.get("colour");
   state.cut = cutOf(asked.get("cut"), info);
+  state.lane = Math.max(0, number("lane", 1, 4) - 1); // `redraw` keeps it among those that are there
   settle(view); // an answer chose a colour of its own
   markFrames(view);
 }

@@ -39,6 +39,7 @@ function numbers(view) {
     if (wantsPatches(view)) return patchHeat(view, clip);
     if (state.colour === "spatial") return stored(bytes(model.get("spatial")), clip, model.get("spatial_top"));
     if (state.colour === "relevance") return stored(answers[slot].heat, clip, answers[slot].top);
+    if (state.colour === "given") return received(clip);
     return null;
   }
   function lane(name, clip, slot) {
@@ -70,8 +71,9 @@ function numbers(view) {
     return largest(found.flatMap((one) => (one.values ? [largest(one.values)] : [])));
   }
   function cosine(effects, clip, cut) {
-    const place = !cut ? 0 : cut.head ? 1 + cut.layer * info.heads + cut.head - 1 : 1 + info.layers * info.heads + cut.frame;
-    return effects[clip][place];
+    if (!cut) return effects[clip][0];
+    if (cut.head) return effects[clip][cut.layer * info.heads + cut.head];
+    return effects[clip][1 + info.layers * info.heads + frameIn(clip, cut.frame)]; // the frame that stands below the tick
   }
   return { patches, patch, frameIn, lanes, scale, cosine };
 }
@@ -79,5 +81,29 @@ function numbers(view) {
 const UNITS = {
   received: ["0", (top) => `${rounded(top)} × an even share`, "temporal attention that a patch receives from all frames, in this layer and head"],
   spatial: ["0%", (top) => `${rounded(100 * top)}%`, "spatial attention: what share of its frame’s video CLS token a patch gets, in this layer and head"],
-  relevance: ["0", (top) => `${rounded(top)} of the cosine or more`, "relevance: a caption’s cosine shared out over the patches that speak for it, on the scale of the caption that fits best"],
+  given: ["0", (top) => `${rounded(top)} × an even share`, "attention that the patch at this place gives the whole frame, from all frames, in this layer and head"],
+  relevance: ["0", (top) => `${rounded(top)} or more, scaled to the cosine`, "relevance, scaled: all patches of a caption add up to its cosine, and the strongest colour is that of the caption that fits best"],
 };
+
+// How frames are called, and what a share of attention is a share of. `info.step` frames make one time of a model;
+// in a `joint` one a patch looks at all places, and a share is what a whole time gets.
+function wordsOf({ step, joint }) {
+  const time = step > 1 ? "time" : "frame";
+  const number = (i) => (step > 1 ? `${i * step + 1} to ${(i + 1) * step}` : i + 1);
+  const frame = (i) => `frame${step > 1 ? "s" : ""} ${number(i)}`;
+  const own = {
+    what: "temporal attention",
+    where: `at its own place in each ${time}`,
+    by: "is looked at by",
+    column: "is looked at by",
+    begin: (place, i, side) => `${place} of ${frame(i)} ${side === "at" ? "looks at" : "is looked at by"}`,
+  };
+  const whole = {
+    what: "attention",
+    where: `all places of a ${time} together`,
+    by: `of each ${time} looks at this one`,
+    column: "is looked at from here",
+    begin: (place, i, side) => (side === "at" ? `${place} of ${frame(i)} looks at` : `${place} looks at ${frame(i)} from`),
+  };
+  return { time, number, frame, last: (i) => (i + 1) * step, ...(joint ? whole : own) };
+}

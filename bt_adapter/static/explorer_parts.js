@@ -6,6 +6,7 @@ const KEYS =
 const COLOURS = {
   clip: "the clip",
   received: "attention received",
+  given: "attention given",
   spatial: "spatial attention",
   relevance: "relevance of the caption",
 };
@@ -18,14 +19,14 @@ function makeHead(view) {
   view.part("title", head);
 }
 
-function makeControls({ info, root, on, part }) {
+function makeControls({ info, root, on, part, words }) {
   const bar = make("div", { parent: root, class: "bta-bar" });
   on.layer = choice(bar, "Layer", range(info.layers).map((i) => [i, `layer ${i + 1}`]));
   const heads = range(info.heads).map((i) => [i + 1, `head ${i + 1}`]);
   on.head = choice(bar, "Head", [[0, "all, mean"], ...heads]);
-  const there = { clip: true, received: true, spatial: info.spatial, relevance: info.asks };
+  const there = { clip: true, received: !info.joint, given: info.joint, spatial: info.spatial, relevance: info.asks };
   on.colour = choice(bar, "Colour", Object.entries(COLOURS).filter(([name]) => there[name]));
-  on.side = choice(bar, "The patch", [["at", "looks at"], ["by", "is looked at by"]]);
+  on.side = choice(bar, "The patch", [["at", "looks at"], ["by", words.by]]);
   const beside = [["none", "nothing"]];
   if (info.clips.length > 1) beside.push(["clip", info.clips[1]]);
   if (info.asks) beside.push(["caption", "another caption"]);
@@ -92,16 +93,17 @@ function makeStage({ root, on, part }) {
 }
 
 function makeFrame(view, strip, lane, laneAt, i) {
-  const { info, on } = view;
+  const { info, on, words } = view;
   const cell = make("div", { parent: strip, class: "bta-frame" });
   const canvas = make("canvas", { parent: cell });
   const line = make("div", { parent: cell, class: "bta-share" });
-  const number = view.numbers.frameIn(lane.clip, i) + 1;
+  const frame = view.numbers.frameIn(lane.clip, i);
+  const number = words.number(frame);
   const box = info.effects && laneAt === 0 ? tick(line, `frame ${number} takes part`, number) : null;
   if (!box) make("span", { parent: line, text: number });
   const share = make("b", { parent: line });
   const gauge = make("div", { parent: make("div", { parent: cell, class: "bta-gauge" }) });
-  if (info.trained && number > info.trained) {
+  if (info.trained && words.last(frame) > info.trained) {
     cell.setAttribute("data-untrained", "");
     make("span", { parent: line, text: "not trained" });
   }
