@@ -19,7 +19,7 @@ from tidy import LESSONS, NOTEBOOKS, ROOT
 
 # Notebook -> what it may break, and why.
 EXCEPTIONS = {
-    "workshop/cli/gallery": {"checks": "tests/test_cli.py runs the command"},
+    "workshop/cli/gallery": {"checks": "tests/test_gallery.py runs the command"},
     "workshop/cli/judge": {"checks": "tests/test_benchmark.py runs the command"},
     "workshop/cli/pretrain": {"longest": "a line for each option of the command"},
     "workshop/moving_shapes/long_exposure": {"checks": "one function, whose picture is its proof"},

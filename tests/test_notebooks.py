@@ -76,12 +76,12 @@ def without_extras(path):
     )
 
 
-def code_of(path):
-    """The cells of a notebook that run: id -> source."""
+def code_of(path, everything=False):
+    """The cells of a notebook that run, or all that a reader runs: id -> source."""
     sources = {}
     for cell in nbformat.read(path, as_version=4).cells:
         found = directives(cell)
-        if cell.cell_type == "code" and found.get("eval") != "false":
+        if cell.cell_type == "code" and (everything or found.get("eval") != "false"):
             exported = found.keys() & {"export", "exporti"}
             sources[cell.id] = as_exported(cell, path) if exported else cell.source
     return sources
@@ -94,6 +94,19 @@ def test_runs(path, tmp_path, warm, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "empty").mkdir()
     warm.run(code_of(path), tmp_path / "empty", LIMIT_S, without_extras(path))
+
+
+@pytest.mark.slow
+def test_the_lesson_on_chat_talks_to_real_models(tmp_path, warm):
+    """Its cells that are asked nowhere else, where SmolLM2 has been fetched before."""
+    from bt_adapter.chat import cache_folder
+
+    if not (cache_folder() / "SmolLM2-135M-Instruct").is_dir():
+        pytest.skip("SmolLM2 is not in the cache folder, where bta-demo leaves it")
+    (tmp_path / "empty").mkdir()
+    code = code_of(ROOT / "nbs/50_chat.ipynb", everything=True)
+    code["asked"] = "assert len(talk.talks.exchanges) == 3 and after['motion']['n'] > 10"
+    warm.run(code, tmp_path / "empty", LIMIT_S)
 
 
 def test_nothing_is_out_of_step():

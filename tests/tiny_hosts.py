@@ -112,3 +112,28 @@ def byte_tokenizer(*markers):
     )
     more = dict(extra_special_tokens=special[4:]) if special[4:] else {}
     return PreTrainedTokenizerFast(tokenizer_object=raw, **names, **more)
+
+
+def tiny_chat(folder):
+    """What `bta-pretrain instruct` makes, around a tiny Llama in the place of SmolLM2: its folder
+    of words, and the chat model's. No two of their parts are alike."""
+    from safetensors.torch import save_file
+
+    from bt_adapter.branch import BTAdapter
+    from bt_adapter.chat import Projector
+
+    words, made, llama = folder / "words", folder / "chat", tiny_llama()
+    llama.config.max_position_embeddings = 1000  # letters are tokens
+    shake(llama, std=0.3)
+    tokenizer = byte_tokenizer("<|im_start|>", "<|im_end|>")
+    tokenizer.eos_token = "<|im_end|>"  # as SmolLM2's
+    tokenizer.save_pretrained(words)
+    llama.config.eos_token_id = llama.generation_config.eos_token_id = tokenizer.eos_token_id
+    llama.save_pretrained(words)
+    tiny_lora(llama, made / "lora")
+    BTAdapter.from_pretrained("moving-shapes").save_pretrained(made / "adapter")
+    for seed, name in enumerate(("projector", "image_projector")):
+        torch.manual_seed(seed)
+        save_file(Projector(96, 32, 2).state_dict(), made / f"{name}.safetensors")
+    (made / "training.json").write_text('{"level": 2}')
+    return words, made
