@@ -8,7 +8,6 @@ import subprocess
 import sys
 from fractions import Fraction
 from multiprocessing import get_context
-from pathlib import Path
 
 import av
 import numpy as np
