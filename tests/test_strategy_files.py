@@ -275,31 +275,39 @@ ONE_OF_EACH = {
 }
 
 
-def test_a_row_of_each_table_on_clips_of_ones_own(tmp_path, monkeypatch, capsys):
+def spans(path, clips, count):
+    """A table of the first half seconds of each clip."""
+    starts = [(clip, n / 2) for clip in clips for n in range(count)]
+    rows = [f"{clip},{clip.stem} at {s:g} seconds,{s},{s + 0.5}\n" for clip, s in starts]
+    path.write_text("path,caption,start,end\n" + "".join(rows))
+
+
+@pytest.mark.slow
+def test_a_row_of_each_table_on_real_clips(real_clips, tmp_path, monkeypatch, capsys):
     """Two steps each, by the command of the table; the others of its rows stand there already."""
     from bt_adapter import data_study
     from bt_adapter.cli import ablations
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ablations, "clip_for_device", lambda *_, **__: small())
     rows = [r for r in data_study.DATA_ROWS if ONE_OF_EACH.get(r.table) == r.name]
     monkeypatch.setattr(data_study, "DATA_ROWS", rows)
-    small_branch = replace(PRESETS["released"].branch, layers=2)
-    monkeypatch.setitem(PRESETS, "released", replace(TWO, branch=small_branch, frames=2))
-    some = [Example(f"{e.id} 2", e.path, e.captions) for e in examples(4)]
-    table(tmp_path / "train.csv", some[:2])
-    table(tmp_path / "held.csv", some[2:])
-    line = ["--data", "train.csv", "--validation", "held.csv", "--clip", "moving-shapes"]
-    line += ["--quick", "--csv", "r.csv", "--store", "states"]
+    spans(tmp_path / "train.csv", real_clips[:2], 2)
+    spans(tmp_path / "held.csv", real_clips[2:], 3)
+    line = ["--data", "train.csv", "--validation", "held.csv", "--quick", "--store", "states"]
+    line += ["--clip", "ViT-S-32", "--pretrained", "random", "--csv", "r.csv"]
+    line += ["--set", "frames=2", "--set", "batch=2", "--set", "precision=fp32"]
     for name, row in ONE_OF_EACH.items():
+        torch.manual_seed(0)  # for the same random weights
         assert run(monkeypatch, ablations, *line, "--table", name) == 0, capsys.readouterr().err
         printed = capsys.readouterr()
         assert row in printed.out and f"seed 0: {name}, {row}" in printed.err
     lines = read_csv(tmp_path / "r.csv")
     assert [(r["table"], r["row"]) for r in lines] == [*ONE_OF_EACH.items()]
-    assert {r["steps"] for r in lines} == {"2"} and {r["held"] for r in lines} == {"2"}
+    assert {r["steps"] for r in lines} == {"2"} and {r["held"] for r in lines} == {"3"}
+    assert {r["batch"] for r in lines} == {"2"} and {r["clips"] for r in lines} == {"4"}
     assert len({r["fingerprint"] for r in lines}) == len({r["recipe"] for r in lines}) == 1
     assert len([*(tmp_path / "r").iterdir()]) == 6
+    torch.manual_seed(0)
     assert run(monkeypatch, ablations, *line, "--table", "Table 6", "--set", "mask=.5") == 0
     assert len(read_csv(tmp_path / "r.csv")) == 7  # another recipe
     capsys.readouterr()

