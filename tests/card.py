@@ -29,6 +29,7 @@ or version gives other bits and the same figures up to noise.
 | `ablations.csv` | the ablation study, five seeds a row: commands and settings are in its rows | |
 | `conversation.csv` | Tables 1 and 10 as conversations, of one seed | |
 | `direction.csv` | which heads carry direction, five draws of clips: see below | |
+| `direction_adapters.csv` | the heads of adapters with other seeds: see below | |
 | `direction_patches.csv` | which patches of fourteen clips carry it: see below | |
 | `level2/clip/` | a small CLIP that knows two things as well | {clip2_size} |
 | `level2/adapter/` | a BT-Adapter beside that one, for 4 to 16 frames | {adapter2_size} |
@@ -91,6 +92,11 @@ of heads: chosen on the validation split, judged on 1,200 clips of the test spli
 other clips. The adapter is the same in all of them. It was made by
 
     python tests/benchmarks/circuit.py --csv data_samples/direction.csv
+
+`direction_adapters.csv` has the same of adapters that were trained like the shipped one, by
+`bta-pretrain --preset full --out runs/seedN --seed N`, one draw of clips each. The commands:
+
+{direction_commands}
 
 Which patches carry it is in `direction_patches.csv`, a row for each of fourteen clips: how its
 margin changes when heads find in some patches what they find in the clip played backwards. It was
@@ -204,6 +210,12 @@ def commands_of(rows):
     return "\n".join("    " + command for command in dict.fromkeys(r["command"] for r in rows))
 
 
+def benchmarks_of(rows):
+    """Commands of the scripts in tests/benchmarks, each once."""
+    commands = dict.fromkeys(row["command"] for row in rows)
+    return "\n".join(f"    python tests/benchmarks/{command}" for command in commands)
+
+
 def columns(rows, *names):
     """A table with these columns alone."""
     return table([{name: row[name] for name in names} for row in rows])
@@ -273,6 +285,7 @@ def card():
         chat_seeds=len(seeds),
         chat_figures=table(answers_over_seeds(seeds, spread)),
         results_commands=commands_of(read_rows("results.csv")),
+        direction_commands=benchmarks_of(read_rows("direction_adapters.csv")),
         clip2_size=size("level2/clip"),
         adapter2_size=size("level2/adapter"),
         clip2_made=made(clip2),

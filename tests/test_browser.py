@@ -720,6 +720,7 @@ def arrays_of(explorer, colour):
 @pytest.mark.parametrize("beside", ["none", "clip"])
 def test_colours_are_those_of_the_arrays(page_of, colour, beside):
     explorer = drawn()
+    explorer.between = explorer.other.between = None  # CLS; a pinned patch has a test of its own
     _, root = page_of(explorer.html(), "#layer=2&head=2")
     until(lambda: root.get_by_label("Head", exact=True).input_value(), "0", "link")
     root.get_by_label("Compare with", exact=True).select_option(beside)

@@ -70,6 +70,26 @@ def test_heads_of_direction_are_those_of_the_shipped_adapter(model):
         )
 
 
+def test_heads_of_direction_in_adapters_of_other_seeds(model):
+    """A way to all heads and a study for each, by the same script, of weights of its own."""
+    studies = {}
+    for row in read_csv(samples_folder() / "direction_adapters.csv"):
+        studies.setdefault((row["adapter"], row["weights"]), []).append(row)
+    weights = {weights for _, weights in studies}
+    assert len(studies) >= 2 and len(weights) == len({name for name, _ in studies}) == len(studies)
+    assert weights_hash(model.branch) not in weights
+    heads = {f"{layer}.{head}" for layer, head in time_heads(model)}
+    for rows in studies.values():
+        assert {row["fingerprint"] for row in rows} == {model.clip.fingerprint}
+        way = [row for row in rows if row["row"].startswith("best")]
+        assert [len(row["heads"].split()) for row in way] == list(range(len(heads) + 1))
+        study = {row["row"]: row for row in rows if row["clips"] == "1200"}
+        assert len(way) + len(study) == len(rows) and len(study) == 4 + 2 * 5
+        chosen = study["the set alone"]["heads"]
+        enough = next(row["heads"] for row in way if row["carried"] and float(row["carried"]) >= 0.8)
+        assert chosen == study["without the set"]["heads"] == enough
+
+
 def test_patches_of_direction_are_those_of_the_shipped_adapter(model):
     """What `tests/benchmarks/direction_patches.py` wrote: a row for each motion with a reversal."""
     rows = {row["motion"]: row for row in read_csv(samples_folder() / "direction_patches.csv")}
