@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JSON_KINDS', 'replacing', 'is_alive', 'clear_parts', 'writing', 'write_whole', 'write_together', 'check_folder_place',
-           'check_file_place', 'raised_here', 'first_line', 'parse_json', 'read_json', 'check_unpacked', 'home_short',
-           'told_path']
+           'check_file_place', 'raised_here', 'first_line', 'parse_json', 'read_json', 'check_unpacked',
+           'check_no_address', 'home_short', 'told_path']
 
 # %% ../nbs/workshop/files.ipynb #2813c86d
 import json
@@ -191,6 +191,15 @@ def check_unpacked(path: str | Path):
             held = sum(part.file_size for part in archive.infolist())
         if held > os.stat(path).st_size:
             raise ValueError(f"it would unpack to {held} bytes, as no file of PyTorch does")
+
+# %% ../nbs/workshop/files.ipynb #b5fa8458
+def check_no_address(path: str | Path):
+    "Raises ValueError for an address where a file or a folder of this machine is wanted."
+    if found := re.match(r"(\w\w+):/+(.*)", str(path)):  # pathlib leaves one slash of two
+        raise ValueError(
+            f"{found[1]}://{found[2]} is an address: fetch it first. What is read from there is a "
+            "dataset, which pretrain_clips takes as a stream of datasets.load_dataset."
+        )
 
 # %% ../nbs/workshop/files.ipynb #cf194ae1
 def _below(path, folder):

@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from bt_adapter import retrieval
+from bt_adapter.cli.options import check_format
 from bt_adapter.cli.pretrain import shards
 from bt_adapter.datasets import (
     ClipDataset,
@@ -22,6 +24,7 @@ from bt_adapter.datasets import (
     Shards,
     StreamClips,
     open_saved,
+    read_examples,
     stream_loader,
     write_shards,
 )
@@ -300,3 +303,23 @@ def test_a_table_on_the_hub_whose_clips_are_there_too(hub, monkeypatch, tmp_path
     assert f"Cannot fetch {hub}/gone.mp4: FileNotFoundError" in reason
     shards = Shards(tmp_path / "shards")
     assert sorted(shards[number].data for number in (0, 1)) == sorted(FILES[:2])
+
+
+@pytest.mark.parametrize("read", [read_examples, Shards, partial(check_format, layout="table")])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_what_is_not_read_from_an_address_is_told_in_a_sentence(read, kind):
+    """By commands, too, which make a path of it first."""
+    with pytest.raises(ValueError, match=f"^hf://{REPO} is an address: fetch it first") as told:
+        read(kind(f"hf://{REPO}"))
+    assert "a stream of datasets.load_dataset" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_addresses_in_a_table_are_told_row_by_row(tmp_path):
+    """They would be files of its folder otherwise, which no --clips could mend."""
+    table, address = tmp_path / "a.csv", f"hf://{REPO}/a.mp4"
+    table.write_text(f"path,caption\n{address},a dog\n")
+    with pytest.raises(ValueError, match=rf"row 1 names {address}, an address: fetch the clip, or"):
+        read_examples(table)
+    table.write_text(f"path,caption\nb.mp4,a cat\n{address},a dog\n")
+    good, bad = read_examples(table)
+    assert good.path == str(tmp_path / "b.mp4") and bad.fault.startswith(f"names {address}")

@@ -18,8 +18,10 @@ from bt_adapter import datasets as ds
 from bt_adapter.backbone import load_clip
 from bt_adapter.branch import BranchConfig, BTAdapter
 from bt_adapter.drawings import places
+from bt_adapter.gpus import find_device
 from bt_adapter.ledger import read_csv
-from bt_adapter.pretrain import QUICK, pretrain_clips
+from bt_adapter.memory_plan import plan
+from bt_adapter.pretrain import QUICK, RELEASED, pretrain_clips
 from bt_adapter.shipped import samples_folder
 from bt_adapter.video import ClipError, clip_seconds, write_clip
 
@@ -294,7 +296,7 @@ def test_ways_in(source, filmed, tmp_path, warm, monkeypatch):
 def test_all_of_colab_with_clips_of_ones_own(filmed, tmp_path, warm, monkeypatch):
     """Uploaded clips beside a CLIP of full size, whose weights are drawn: none can be fetched."""
     monkeypatch.chdir(ROOT)
-    row = ('"your clips, laptop": (4, 8, 4, 8)', '"your clips, laptop": (2, 4, None, 4)')
+    row = [f'"your clips, laptop": (["ViT-B-32"], {n})' for n in ("4, 8, 8", "2, 4, 4")]
     cells = lesson("upload", weights=('"openai"', '"random"'), row=row)
     assert sum('"random"' in code for code in cells.values()) == 3 and row[1] in str(cells)
     cells["after"] = (
@@ -305,6 +307,27 @@ def test_all_of_colab_with_clips_of_ones_own(filmed, tmp_path, warm, monkeypatch
     )
     colab = {"colab": f"UPLOADED = {str(filmed)!r}\n{COLAB}"}
     warm.run(colab | cells, tmp_path, 400)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name", "batch", "chunk"),
+    [
+        ("T4", "ViT-B-16", 64, None),
+        ("L4", "ViT-L-14", 64, None),
+        ("2", "ViT-B-32", 64, 4),
+        (None, "ViT-B-32", 8, None),
+    ],
+)
+def test_clip_and_batch_are_those_of_the_memory_plan(gpu, name, batch, chunk):
+    """The cell that chooses, on GPUs that are none of this machine."""
+    (cell,) = [code for code in code_of(LESSON).values() if "rows = {" in code]
+    known = dict(source="upload", replace=replace, QUICK=QUICK, RELEASED=RELEASED, plan=plan)
+    known["usable_device"] = lambda: torch.device("cuda" if gpu else "cpu")
+    known["planned_device"] = lambda: find_device(gpu or "cpu")
+    exec(cell, known)
+    recipe = known["recipe"]
+    assert (known["name"], recipe.batch, recipe.chunk) == (name, batch, chunk)
+    assert recipe.frames == known["frames"] and recipe.steps == known["steps"]
 
 
 def video_model(folder):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..clip_names import ClipNames, NoSuchClip, clip_paths
-from ..files import first_line, parse_json, read_json
+from ..files import check_no_address, first_line, parse_json, read_json
 from ..video import SUFFIXES
 
 # %% ../../nbs/workshop/datasets/annotations.ipynb #e7431b97
@@ -245,6 +245,8 @@ def _file_name(name):
         raise BadRow("names no file")
     if len(name) > 2000 or any(len(part) > 255 for part in name.split("/")):
         raise BadRow("has a name that is too long")
+    if "://" in name:
+        raise BadRow(f"names {name}, an address: fetch the clip, or read the table with datasets")
     return name
 
 
@@ -299,6 +301,7 @@ def read_examples(
     Source:
         The formats are those of the data sets' owners; what a bad row costs is the package's own.
     """
+    check_no_address(path)
     path = Path(path)
     _check_format(path, format, split)
     folder = Path(clips) if clips is not None else path if path.is_dir() else path.parent

@@ -23,7 +23,15 @@ from .annotations import Example
 from .elsewhere import fetched, is_decoder
 from .loading import BrokenClip, Report, _generator, check_example
 from .video_columns import by_number
-from ..files import clear_parts, first_line, parse_json, read_json, replacing, write_whole
+from ..files import (
+    check_no_address,
+    clear_parts,
+    first_line,
+    parse_json,
+    read_json,
+    replacing,
+    write_whole,
+)
 from ..progress import progress
 from ..video import SUFFIXES, ClipError, read_clip
 
@@ -270,6 +278,8 @@ class Shards:
             self.address = str(source).rsplit("/", 1)[0]
             self.folder = _cache_folder(self.address, cache)
             _fetch(str(source), self.folder / INDEX)
+        else:
+            check_no_address(source)
         self.names, counts = _read_index(self.folder / INDEX)
         self.ends = np.cumsum([0, *counts])
 
