@@ -2214,6 +2214,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'bt_adapter.files': { 'bt_adapter.files._below': ('workshop/files.html#_below', 'bt_adapter/files.py'),
                                   'bt_adapter.files.check_file_place': ('workshop/files.html#check_file_place', 'bt_adapter/files.py'),
                                   'bt_adapter.files.check_folder_place': ('workshop/files.html#check_folder_place', 'bt_adapter/files.py'),
+                                  'bt_adapter.files.check_no_address': ('workshop/files.html#check_no_address', 'bt_adapter/files.py'),
                                   'bt_adapter.files.check_unpacked': ('workshop/files.html#check_unpacked', 'bt_adapter/files.py'),
                                   'bt_adapter.files.clear_parts': ('workshop/files.html#clear_parts', 'bt_adapter/files.py'),
                                   'bt_adapter.files.first_line': ('workshop/files.html#first_line', 'bt_adapter/files.py'),

@@ -35,7 +35,7 @@ from typing import Annotated
 
 import typer
 
-from ..files import check_file_place, check_folder_place
+from ..files import check_file_place, check_folder_place, check_no_address
 from ..tracking import TRACKERS
 
 # %% ../../nbs/workshop/cli/options.ipynb #5305331a
@@ -178,6 +178,7 @@ def check_format(path: Path, layout: str):
     "Raises ValueError unless there is an annotation of a known format."
     if layout not in FORMATS:
         raise ValueError(f"No format is called {layout!r}: choose from {', '.join(FORMATS)}.")
+    check_no_address(path)
     if not path.exists():
         raise ValueError(f"There is no annotation {path}.")
 
