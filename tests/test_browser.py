@@ -646,6 +646,8 @@ def test_maps_of_elsewhere_have_no_space(page_of):
     _, root = page_of(explorer.html())
     names = root.get_by_label("Colour", exact=True).locator("option").all_text_contents()
     assert "spatial attention" not in names and not watched.errors
+
+
 # --- the numbers of every view, as the CSV has them, are those of the arrays ---
 
 

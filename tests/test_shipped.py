@@ -86,7 +86,9 @@ def test_heads_of_direction_in_adapters_of_other_seeds(model):
         study = {row["row"]: row for row in rows if row["clips"] == "1200"}
         assert len(way) + len(study) == len(rows) and len(study) == 4 + 2 * 5
         chosen = study["the set alone"]["heads"]
-        enough = next(row["heads"] for row in way if row["carried"] and float(row["carried"]) >= 0.8)
+        enough = next(
+            row["heads"] for row in way if row["carried"] and float(row["carried"]) >= 0.8
+        )
         assert chosen == study["without the set"]["heads"] == enough
 
 
