@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from contextlib import nullcontext, redirect_stdout
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
@@ -97,9 +98,8 @@ class Tracker:
     def _finish(self):
         if self.name != "trackio":
             return self.run.finish()
-        import trackio
-
-        trackio.finish()  # after accelerate's own, it would end the run again when Python ends
+        package = import_module(self.name)  # with which accelerate has begun the run
+        package.finish()  # after accelerate's own, it would end the run again when Python ends
 
     def _try(self, what, *given, **how):
         if self.run is None:

@@ -57,9 +57,9 @@ FROZEN = (
     "answers is then wrong. In code: `with interventions.freeze_time(model): ...`."
 )
 ENDS = (
-    "Near 100. The direction is in the two ends: where a thing was and where it is now. The heads "
-    "mostly look there anyway, so taking the other frames from them takes little. The six inner "
-    "frames are still in the clip. They look at the ends as well; only nobody looks at them."
+    "Near 100. The two ends are enough: where a thing was and where it is now. They are not "
+    "needed, for with both blocked nearly all answers were right, too. The six inner frames are "
+    "still in the clip. They look at the ends as well; only nobody looks at them."
 )
 BOTH = (
     "0. A knock-out acts on what a head hands on, after everything else. What the head would "
