@@ -64,7 +64,7 @@ ENDS = (
 BOTH = (
     "0. A knock-out acts on what a head hands on, after everything else. What the head would "
     "have found, in this clip or in another one, is replaced by zero, so it makes no difference "
-    "which clip it saw. The order of the two blocks does not matter either."
+    "which clip it saw."
 )
 
 # %% ../../nbs/workshop/exercises/what_sees_direction.ipynb #a05f2dba
