@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from bt_adapter.chat import (
     word_frames,
 )
 from bt_adapter.explorer import panel_parts
+from bt_adapter.ledger import read_csv
 from bt_adapter.moving_shapes import gallery, render
 from bt_adapter.shipped import samples_folder
 
@@ -603,3 +605,14 @@ def word_frames_of(words, effects):
     from bt_adapter.chat import WordFrames
 
     return WordFrames(words, effects)
+
+
+def test_frames_of_a_word_hold_in_another_wording():
+    """What `tests/benchmarks/word_frames.py` wrote: found with one wording, taken out with another."""
+    rows = read_csv(Path(__file__).parent / "benchmarks" / "word_frames.csv")
+    other = [row for row in rows if row["chosen"] != row["judged"]]
+    assert len(other) == 2 and all(int(row["answers"]) >= 80 for row in other)
+    for row in other:
+        ratio, low = map(float, re.findall(r"[\d.]+", row["pair / all pairs"])[:2])
+        assert ratio >= 2 and low > 1.5
+        assert float(row["fall, pair"]) > float(row["fall, another clip's pair"])
