@@ -608,7 +608,7 @@ def word_frames_of(words, effects):
 
 
 def test_frames_of_a_word_hold_in_another_wording():
-    """What `tests/benchmarks/word_frames.py` wrote: found with one wording, taken out with another."""
+    """What `word_frames.py` of the benchmarks wrote: found with one, taken out with another."""
     rows = read_csv(Path(__file__).parent / "benchmarks" / "word_frames.csv")
     other = [row for row in rows if row["chosen"] != row["judged"]]
     assert len(other) == 2 and all(int(row["answers"]) >= 80 for row in other)
