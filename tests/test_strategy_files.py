@@ -18,6 +18,7 @@ from bt_adapter.branch import BTAdapter
 from bt_adapter.datasets import ClipDataset, Example, loader
 from bt_adapter.in_place import entry_of
 from bt_adapter.ledger import read_csv
+from bt_adapter.precision import fast_copy
 from bt_adapter.recipes import PRESETS, for_strategy
 from bt_adapter.shipped import samples_folder
 from bt_adapter.strategies import STRATEGIES, JointST
@@ -108,7 +109,7 @@ def test_a_strategy_in_the_backbone_is_fed_with_the_state_that_enters_it(name):
     stored = partial(library.StoredBatches, clip, captions, keys, config=config, entry=True)
     sources = [library.LiveBatches(clip, loader(dataset, 2, clip.tokenizer), entry=True)]
     sources += [stored(first), stored(deep, stored=4), stored(of_three, stored=4)]
-    every = torch.arange(64).expand(2, -1)
+    every, fast = torch.arange(64).expand(2, -1), fast_copy(clip)  # as states are computed
     for source in sources:
         batch = next(source(0, last))
         assert batch.entry and batch.states.shape[1] == 1
@@ -116,7 +117,7 @@ def test_a_strategy_in_the_backbone_is_fed_with_the_state_that_enters_it(name):
         with torch.no_grad():
             wanted = model.encode_video(shown(clip))
             found, _, mbta = MaskedPass(model, torch.float32, "cosine")(batch.states, every, True)
-        entry = entry_of(clip, shown(clip), last - 1)[order]
+        entry = entry_of(fast, shown(clip).to(fast.dtype), last - 1)[order].float()
         torch.testing.assert_close(batch.states[:, 0].float(), entry, rtol=0.02, atol=0.02)
         assert (found * wanted.embedding[order]).sum(-1).min() > 0.999 and mbta == 0
 
