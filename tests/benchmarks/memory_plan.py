@@ -3,16 +3,17 @@
     python tests/benchmarks/memory_plan.py [NUMBER ...] [--malloc] [--csv memory_plan.csv]
 
 Each setting is two steps of `trainer.train` in a process of its own, forked from one that has
-imported everything. It first takes two steps with a tiny tower, and two of its own, so that all code
-is there: for the shapes that it meets oneDNN compiles some, 31 MB of it where a processor multiplies
-in bf16, once for a process and not for a clip. Then clips of random pixels go through `LiveBatches`,
-or their states come from a `FeatureStore` on the disk. Towers are small ones with random weights,
-and twice a ViT-B/32. Measured is the highest resident memory of the process (VmHWM) above what it
-had before, since that is what a system counts when it ends a process, and it holds what PyTorch's
-own counters do not see, such as the buffers of oneDNN. glibc's malloc keeps blocks that were freed, and from the first large one on asks the system
-for larger ones only: the peak then is that of its heap, not of what is held. So the threshold from
-which on a block is mapped by itself is set to 64 KiB, as MALLOC_MMAP_THRESHOLD_=65536 does for any
-command; with --malloc it is left as it comes.
+imported everything. It first takes two steps with a tiny tower, and two of its own, so that all
+code is there: for the shapes that it meets oneDNN compiles some, 31 MB of it where a processor
+multiplies in bf16, once for a process and not for a clip. Then clips of random pixels go through
+`LiveBatches`, or their states come from a `FeatureStore` on the disk. Towers are small ones with
+random weights, and twice a ViT-B/32. Measured is the highest resident memory of the process
+(VmHWM) above what it had before, since that is what a system counts when it ends a process, and it
+holds what PyTorch's own counters do not see, such as the buffers of oneDNN. glibc's malloc keeps
+blocks that were freed, and from the first large one on asks the system for larger ones only: the
+peak then is that of its heap, not of what is held. So the threshold from which on a block is
+mapped by itself is set to 64 KiB, as MALLOC_MMAP_THRESHOLD_=65536 does for any command; with
+--malloc it is left as it comes.
 """
 
 import argparse
