@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files import replacing
 from ..folders import make_folder
-from ..video import write_clip
+from ..video import X264, write_clip
 
 # %% ../../nbs/workshop/timecheck/numbered.ipynb #1161ec12
 SIDE, SMALLEST = 6, 48  # squares along a side; pixels of the shorter side of a picture
@@ -135,7 +135,7 @@ def write_timed(path: Path, clip: np.ndarray, times: list[float]):
     import av
 
     with replacing(path) as part, av.open(part, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", 25, options={"crf": "12"})
+        stream = container.add_stream("libx264", 25, options=X264)
         stream.height, stream.width = clip.shape[1:3]
         stream.thread_count, stream.codec_context.time_base = 1, Fraction(1, 1000)
         for picture, seconds in zip(clip, times, strict=True):
