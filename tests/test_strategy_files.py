@@ -109,16 +109,21 @@ def test_a_strategy_in_the_backbone_is_fed_with_the_state_that_enters_it(name):
     stored = partial(library.StoredBatches, clip, captions, keys, config=config, entry=True)
     sources = [library.LiveBatches(clip, loader(dataset, 2, clip.tokenizer), entry=True)]
     sources += [stored(first), stored(deep, stored=4), stored(of_three, stored=4)]
-    every, fast = torch.arange(64).expand(2, -1), fast_copy(clip)  # as states are computed
-    for source in sources:
+    every, fast = torch.arange(64).expand(2, -1), fast_copy(clip)
+    pixels = shown(clip).to(fast.dtype)
+    computed = entry_of(fast, pixels, last - 1).float()  # in the machine's fast type
+    later = entry_of(fast, pixels, 3).bfloat16().float().flatten(0, 1)  # as it is stored
+    for block in list(clip.blocks)[: 4 - last]:
+        later = block(later)  # a store's states are taken on in CLIP's own type
+    later = later.unflatten(0, (2, -1)).detach()
+    for source, entry in zip(sources, [computed] * 3 + [later], strict=True):
         batch = next(source(0, last))
         assert batch.entry and batch.states.shape[1] == 1
         order = [[e.id for e in examples()].index(n) for n in batch.names]
         with torch.no_grad():
             wanted = model.encode_video(shown(clip))
             found, _, mbta = MaskedPass(model, torch.float32, "cosine")(batch.states, every, True)
-        entry = entry_of(fast, shown(clip).to(fast.dtype), last - 1)[order].float()
-        torch.testing.assert_close(batch.states[:, 0].float(), entry, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(batch.states[:, 0].float(), entry[order], rtol=0.004, atol=1e-4)
         assert (found * wanted.embedding[order]).sum(-1).min() > 0.999 and mbta == 0
 
 
